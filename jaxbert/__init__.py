@@ -1,0 +1,1 @@
+"""BERT in JAX: from raw text to a model that people use."""
