@@ -1,0 +1,140 @@
+"""A configuration from the command line, and to and from JSON.
+
+    --config FILE            a Python file with get_config(), or the config.json of an earlier run
+    --data.text PATH ...     and so on: any field of the configuration, by its name
+
+Reading a configuration file that is named on the command line runs it, as Python runs a script that is named there.
+"""
+
+import dataclasses
+import difflib
+import json
+import runpy
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxbert.config import Config, ConfigError
+
+# Whose versions decide what a run computes.
+PACKAGES = (
+    "jaxbert jax jaxlib flax optax orbax-checkpoint numpy tensorflow-cpu tensorflow tokenizers transformers".split()
+)
+T = TypeVar("T")
+
+
+def parse(arguments: Sequence[str], default: Callable[[], Config], description: str) -> Config:
+    """The configuration that `--config` names (or `default()`), with the fields that the other arguments set.
+
+    Prints the help, or what is wrong with the arguments and the nearest field names, and exits where tyro does.
+    Raises `ConfigError` when the configuration file is not one.
+    """
+    import tyro
+
+    file, rest = _take_config(list(arguments))
+    base = default() if file is None else load(Path(file))
+    usage = f"{description}\n\n--config FILE: a Python file with get_config(), or the config.json of an earlier run."
+    return tyro.cli(Config, default=base, args=rest, description=usage, config=(tyro.conf.AvoidSubcommands,))
+
+
+def load(path: Path) -> Config:
+    """The configuration in a .py or .json file. Raises `ConfigError` when it holds none."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file{_nearby(path)}")
+    if path.suffix == ".json":
+        return _from_json_file(path)
+    if path.suffix != ".py":
+        raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
+    get_config = runpy.run_path(str(path)).get("get_config")
+    config = get_config() if callable(get_config) else None
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: has no get_config() that returns a jaxbert.config.Config")
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the configuration and the versions of everything that decides its result."""
+    record = {"config": dataclasses.asdict(config), "versions": versions()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide what a run computes."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+    """A frozen dataclass from what `dataclasses.asdict` and JSON made of it.
+
+    Raises `ConfigError` for an unknown field, naming the nearest one, and for a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where.removesuffix('.') or 'config'} is {values!r}: it must be an object of fields")
+    types_by_name = typing.get_type_hints(cls)
+    for name in values:
+        if name not in types_by_name:
+            close = difflib.get_close_matches(name, types_by_name, n=1)
+            hint = f"; did you mean {where}{close[0]}?" if close else ""
+            raise ConfigError(f"{where}{name}: there is no such field{hint}")
+    return cls(**{name: _convert(types_by_name[name], value, where + name) for name, value in values.items()})
+
+
+def _from_json_file(path: Path) -> Config:
+    try:
+        record = json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(record, dict) or "config" not in record:
+        raise ConfigError(f'{path}: not a run\'s config.json (it has no "config")')
+    try:
+        return from_dict(Config, record["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_dict(kind, value, where + ".")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(inner[0], item, where) for item in value)
+    if origin is typing.Literal and value in inner:
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _convert(next(option for option in inner if option is not types.NoneType), value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+        return value
+    wanted = f"one of {', '.join(map(repr, inner))}" if origin is typing.Literal else getattr(kind, "__name__", kind)
+    raise ConfigError(f"{where} is {value!r}: it must be {wanted}")
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError("--config needs a file: configs/NAME.py, or the config.json of an earlier run")
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:index] + arguments[index + 1 :]
+    return None, arguments
+
+
+def _nearby(path: Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
