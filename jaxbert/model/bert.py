@@ -1,0 +1,120 @@
+"""The compositions that people import: the encoder, and BERT with its two pretraining heads."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxbert.config import ModelConfig
+from jaxbert.model.encoder import Block, Embeddings, Pooler, at_positions
+from jaxbert.model.heads import MlmHead, NspHead
+
+
+class PretrainingOutput(NamedTuple):
+    """Logits of both heads, float32."""
+
+    mlm_logits_BxPxV: Float[Array, "B P V"]
+    """Over the padded vocabulary; columns of padding are about -1e9."""
+    nsp_logits_BxSx2: Float[Array, "B S 2"]
+    """0: the second segment follows the first, 1: it is random."""
+
+
+class BertEncoder(nn.Module):
+    """Token ids to hidden states."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config = self.config
+        self.embeddings = Embeddings(config)
+        # Scanned blocks are not unrolled, so nothing could merge the two passes of a recomputed block there.
+        block = nn.remat(Block, static_argnums=(3, 4), prevent_cse=not config.scan_layers) if config.remat else Block
+        if config.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            self.layers = scanned(config)
+        else:
+            self.layers = [block(config) for _ in range(config.num_layers)]
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        deterministic: bool = True,
+        one_sequence: bool = False,
+    ) -> Float[Array, "B L D"]:
+        """Hidden states of the last block, in the compute type.
+
+        Args:
+          sequence_ids: 0 is padding, 1..S the sequence that a token belongs to; a token sees its own sequence alone.
+          position_ids: count from 0 within each sequence. None: 0, 1, 2, ... along the row.
+          deterministic: False: dropout, from the rng stream "dropout".
+          one_sequence: a promise that every row holds at most one sequence, from position 0 on ("cudnn" is faster then).
+        """
+        if position_ids is None:
+            position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None, :], input_ids.shape)
+        x_BxLxD = self.embeddings(input_ids, token_type_ids, position_ids, deterministic)
+        if self.config.scan_layers:
+            return self.layers(x_BxLxD, sequence_ids, deterministic, one_sequence)[0]
+        for layer in self.layers:
+            x_BxLxD, _ = layer(x_BxLxD, sequence_ids, deterministic, one_sequence)
+        return x_BxLxD
+
+    def word_table(self) -> Float[Array, "V D"]:
+        """The word embeddings, padded rows included: the decoder of the MLM head."""
+        return self.embeddings.word.embedding
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with the masked LM and the next sentence prediction head."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        self.pooler = Pooler(self.config)
+        self.mlm = MlmHead(self.config)
+        self.nsp = NspHead(self.config)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        mlm_positions: Int[Array, "B P"] | None = None,
+        cls_positions: Int[Array, "B S"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> PretrainingOutput:
+        """Logits of both heads.
+
+        Args:
+          mlm_positions: the positions to predict. None: every one (P is L).
+          cls_positions: the [CLS] of each sequence in the row. None: position 0, one sequence a row.
+            With one column, every row must hold at most one sequence, from position 0 on.
+        The others are as in `BertEncoder`.
+        """
+        if cls_positions is None:
+            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        hidden_BxLxD = self.encoder(
+            input_ids,
+            token_type_ids,
+            sequence_ids,
+            position_ids,
+            deterministic=deterministic,
+            one_sequence=cls_positions.shape[1] == 1,
+        )
+        nsp_logits_BxSx2 = self.nsp(self.pooler(hidden_BxLxD, cls_positions))
+        chosen_BxPxD = hidden_BxLxD if mlm_positions is None else at_positions(hidden_BxLxD, mlm_positions)
+        return PretrainingOutput(self.mlm(chosen_BxPxD, self.encoder.word_table()), nsp_logits_BxSx2)

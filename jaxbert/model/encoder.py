@@ -1,0 +1,228 @@
+"""The encoder: embeddings, post-LN blocks, the stack of them, and the pooler (Devlin et al. 2018, section 3).
+
+Parameters are float32; activations have the compute type (`compute_dtype`). Every parameter carries logical axis names, which
+`jaxbert.train.sharding` maps to mesh axes:
+
+    vocab     rows of the word embeddings, and the MLM bias
+    position  rows of the position embeddings
+    embed     the width of the residual stream
+    heads     attention heads
+    kv        the width of one head
+    mlp       the width of the feed-forward layer
+    layers    the leading axis of every parameter of a scanned stack
+
+Activations are constrained to (batch, length, activation_embed), (batch, length, heads, kv), (batch, length, mlp) and
+(batch, predictions, vocab). A name without a rule is not split; without rules or a mesh the constraints do nothing.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxbert.config import ModelConfig
+from jaxbert.model.attention import attend
+from jaxbert.model.dropout import dropout
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """The type of the activations; "auto" is bfloat16 on GPU and TPU, and float32 on CPUs, where bfloat16 is slow."""
+    if config.dtype == "auto":
+        return jnp.dtype(jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32)
+    return jnp.dtype(config.dtype)
+
+
+def initial(config: ModelConfig, *axes: str | None):
+    """BERT's initialiser of kernels and embeddings, cut at two standard deviations as in google-research/bert."""
+    return nn.with_logical_partitioning(nn.initializers.truncated_normal(config.initializer_range), axes)
+
+
+def zeros(*axes: str | None):
+    """The initialiser of biases."""
+    return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+
+
+def activation(config: ModelConfig):
+    """The nonlinearity of the feed-forward layers and of the MLM head."""
+    if config.activation == "gelu":
+        # HF BERT's exact form. The default of jax.nn.gelu is the approximation.
+        return lambda x: jax.nn.gelu(x, approximate=False)
+    if config.activation == "gelu_tanh":
+        return lambda x: jax.nn.gelu(x, approximate=True)
+    return jax.nn.relu
+
+
+class Dropout(nn.Module):
+    """Dropout with a key from the "dropout" stream."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], deterministic: bool) -> Float[Array, "..."]:
+        if deterministic or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+def layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
+    """LayerNorm with statistics in float32; the result has the compute type."""
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_epsilon,
+        dtype=compute_dtype(config),
+        # E[x^2] - E[x]^2 cancels where the mean is large, and an epsilon of 1e-12 does not hide it.
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+        bias_init=zeros("embed"),
+        name=name,
+    )
+
+
+def constrain_hidden(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """Lays hidden states out by rows."""
+    return nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type embeddings, their sum normalised."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config, width = self.config, self.config.hidden_size
+        self.word = nn.Embed(config.padded_vocab_size, width, embedding_init=initial(config, "vocab", "embed"))
+        self.position = nn.Embed(
+            config.max_position_embeddings, width, embedding_init=initial(config, "position", "embed")
+        )
+        self.token_type = nn.Embed(config.type_vocab_size, width, embedding_init=initial(config, None, "embed"))
+        self.layer_norm = layer_norm(config, "layer_norm")
+        self.dropout = Dropout(config.hidden_dropout)
+
+    def __call__(
+        self,
+        input_ids_BxL: Int[Array, "B L"],
+        token_type_ids_BxL: Int[Array, "B L"],
+        position_ids_BxL: Int[Array, "B L"],
+        deterministic: bool,
+    ) -> Float[Array, "B L D"]:
+        x_BxLxD = self.word(input_ids_BxL) + self.position(position_ids_BxL) + self.token_type(token_type_ids_BxL)
+        x_BxLxD = self.layer_norm(constrain_hidden(x_BxLxD))
+        return self.dropout(x_BxLxD, deterministic)
+
+
+class SelfAttention(nn.Module):
+    """The attention sublayer, with its residual connection and LayerNorm."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxLxD: Float[Array, "B L D"],
+        sequence_ids_BxL: Int[Array, "B L"],
+        deterministic: bool,
+        one_sequence: bool,
+    ) -> Float[Array, "B L D"]:
+        config = self.config
+
+        def projection(name: str):
+            features = (config.num_heads, config.head_size)
+            dense = nn.DenseGeneral(
+                features,
+                dtype=compute_dtype(config),
+                kernel_init=initial(config, "embed", "heads", "kv"),
+                bias_init=zeros("heads", "kv"),
+                name=name,
+            )
+            return nn.with_logical_constraint(dense(x_BxLxD), ("batch", "length", "heads", "kv"))
+
+        dropping = not deterministic and config.attention_dropout > 0.0
+        context_BxLxNxH = attend(
+            projection("query"),
+            projection("key"),
+            projection("value"),
+            sequence_ids_BxL,
+            backend=config.attention_backend,
+            dropout_rate=config.attention_dropout,
+            dropout_key=self.make_rng("dropout") if dropping else None,
+            one_sequence=one_sequence,
+        )
+        output_BxLxD = nn.DenseGeneral(
+            config.hidden_size,
+            axis=(-2, -1),
+            dtype=compute_dtype(config),
+            kernel_init=initial(config, "heads", "kv", "embed"),
+            bias_init=zeros("embed"),
+            name="output",
+        )(context_BxLxNxH)
+        output_BxLxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxLxD), deterministic)
+        return layer_norm(config, "layer_norm")(x_BxLxD + output_BxLxD)
+
+
+class FeedForward(nn.Module):
+    """The feed-forward sublayer, with its residual connection and LayerNorm."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+        config, dtype = self.config, compute_dtype(self.config)
+        hidden_BxLxF = nn.Dense(
+            config.intermediate_size,
+            dtype=dtype,
+            kernel_init=initial(config, "embed", "mlp"),
+            bias_init=zeros("mlp"),
+            name="intermediate",
+        )(x_BxLxD)
+        hidden_BxLxF = nn.with_logical_constraint(activation(config)(hidden_BxLxF), ("batch", "length", "mlp"))
+        output_BxLxD = nn.Dense(
+            config.hidden_size,
+            dtype=dtype,
+            kernel_init=initial(config, "mlp", "embed"),
+            bias_init=zeros("embed"),
+            name="output",
+        )(hidden_BxLxF)
+        output_BxLxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxLxD), deterministic)
+        return layer_norm(config, "layer_norm")(x_BxLxD + output_BxLxD)
+
+
+class Block(nn.Module):
+    """One transformer block, LayerNorm behind each sublayer. Returns a pair, as nn.scan wants it."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxLxD: Float[Array, "B L D"],
+        sequence_ids_BxL: Int[Array, "B L"],
+        deterministic: bool,
+        one_sequence: bool,
+    ) -> tuple[Float[Array, "B L D"], None]:
+        x_BxLxD = SelfAttention(self.config, name="attention")(x_BxLxD, sequence_ids_BxL, deterministic, one_sequence)
+        x_BxLxD = FeedForward(self.config, name="feed_forward")(x_BxLxD, deterministic)
+        return constrain_hidden(x_BxLxD), None
+
+
+class Pooler(nn.Module):
+    """A dense layer and tanh over the hidden state of each sequence's first token."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, hidden_BxLxD: Float[Array, "B L D"], cls_positions_BxS: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
+        first_BxSxD = at_positions(hidden_BxLxD, cls_positions_BxS)
+        dense = nn.Dense(
+            self.config.hidden_size,
+            dtype=compute_dtype(self.config),
+            kernel_init=initial(self.config, "embed", None),
+            bias_init=zeros("embed"),
+            name="dense",
+        )
+        return jnp.tanh(dense(first_BxSxD))
+
+
+def at_positions(hidden_BxLxD: Float[Array, "B L D"], positions_BxP: Int[Array, "B P"]) -> Float[Array, "B P D"]:
+    """The hidden states at some positions of each row."""
+    return jnp.take_along_axis(hidden_BxLxD, positions_BxP[:, :, None], axis=1)

@@ -1,0 +1,53 @@
+"""The pretraining heads: masked LM (decoder tied to the word embeddings) and next sentence prediction."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxbert.config import ModelConfig
+from jaxbert.model.encoder import activation, compute_dtype, initial, layer_norm, zeros
+
+# Finite, so that sums with it stay finite; exp(it - any logit) is 0 in float32.
+PADDING_LOGIT = -1e9
+
+
+class MlmHead(nn.Module):
+    """Dense, activation, LayerNorm, then the word embeddings as the decoder, plus a bias (Devlin et al. 2018, task 1)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BxPxD: Float[Array, "B P D"], table_VxD: Float[Array, "V D"]) -> Float[Array, "B P V"]:
+        """Logits in float32 over the padded vocabulary; those of padding are PADDING_LOGIT."""
+        config, dtype = self.config, compute_dtype(self.config)
+        x_BxPxD = nn.Dense(
+            config.hidden_size,
+            dtype=dtype,
+            kernel_init=initial(config, "embed", None),
+            bias_init=zeros("embed"),
+            name="dense",
+        )(hidden_BxPxD)
+        x_BxPxD = layer_norm(config, "layer_norm")(activation(config)(x_BxPxD))
+        bias_V = self.param("bias", zeros("vocab"), (config.padded_vocab_size,), jnp.float32)
+        # Through the bias, padding is masked at the cost of one vector; softmax then gives its table rows no gradient.
+        bias_V = jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, bias_V, PADDING_LOGIT)
+        # float32 out of the products: the loss subtracts logits of like size.
+        logits_BxPxV = jax.lax.dot_general(
+            x_BxPxD, table_VxD.astype(dtype), (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return nn.with_logical_constraint(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
+
+
+class NspHead(nn.Module):
+    """Two logits for each sequence: the second segment follows the first (0), or it is random (1)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, pooled_BxSxD: Float[Array, "B S D"]) -> Float[Array, "B S 2"]:
+        """Logits in float32, which the loss is computed in."""
+        dense = nn.Dense(
+            2, dtype=jnp.float32, kernel_init=initial(self.config, "embed", None), bias_init=zeros(None), name="dense"
+        )
+        return dense(pooled_BxSxD)
