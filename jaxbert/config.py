@@ -10,7 +10,14 @@ import math
 from typing import Literal
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Something that the user can mend: its text is one line that names the thing and the way out.
+
+    Entry points print the text alone; every error of the kind, in any room, derives from this class.
+    """
+
+
+class ConfigError(UserError):
     """A configuration that cannot be run; its text has one line per contradiction and names the fields."""
 
 
