@@ -1,0 +1,303 @@
+"""A pretraining run from raw text to a report: what `train.py` and a notebook call.
+
+Nothing is decided here that a room below decides; this file is the order in which they are asked.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxbert import report, run_folder
+from jaxbert.config import Config, DistributedConfig, ModelConfig, Phase, UserError
+from jaxbert.data.pretraining import PretrainingBatches
+from jaxbert.model.bert import BertForPreTraining
+from jaxbert.tasks.pretraining import PretrainingTask
+from jaxbert.text.prepare import Prepared, prepare
+from jaxbert.text.rows import Rows
+from jaxbert.text.vocabulary import load_tokenizer
+from jaxbert.train.checkpoint import Checkpoints
+from jaxbert.train.evaluate import evaluate
+from jaxbert.train.flops import model_flops, peak_flops
+from jaxbert.train.loop import FitResult, fit
+from jaxbert.train.optimizer import make_optimizer, make_schedule
+from jaxbert.train.sharding import make_mesh, process_slice, put_batch
+from jaxbert.train.state import TrainState, abstract_state, create_state
+from jaxbert.train.step import make_eval_step, make_train_step
+from jaxbert.train.tracking import make_trackers
+from jaxbert.validation import validate
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """Where a run stands when `pretrain` returns."""
+
+    workdir: Path
+    step: int
+    finished: bool
+    """False: a signal ended the run early; the same call goes on from its checkpoint."""
+    metrics: Mapping[str, float]
+    """The last held-out evaluation; empty where there was none."""
+    baselines: report.Baselines | None
+    """What guessing reaches on the same rows; None for a run that is not finished."""
+
+
+def pretrain(config: Config) -> PretrainResult:
+    """Prepare the rows, train, evaluate, save and report, or go on with the run that `config.workdir` holds.
+
+    Raises `UserError` with a text of one line for what the user can mend: `ConfigError` for contradictions in the
+    configuration or with the run in the folder, and each room's own errors for text, rows, checkpoints and trackers.
+    """
+    started = time.monotonic()
+    _initialize(config.distributed)
+    validate(config, jax.device_count())
+    workdir = Path(config.workdir)
+    run_folder.check_same_run(config, workdir)
+    prepared = _prepare_on_every_host(config)
+    config = _resolved(config, prepared)
+    if jax.process_index() == 0:
+        run_folder.save(config, workdir)
+    run = _Run(config, prepared)
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        outcome = run.train(checkpoints)
+    if outcome.interrupted:
+        _say(f"stopped at step {outcome.step:,}; the same command goes on from there")
+        return PretrainResult(workdir, outcome.step, False, outcome.evaluation or {}, None)
+    baselines = run.report(outcome, seconds=time.monotonic() - started)
+    return PretrainResult(workdir, outcome.step, True, outcome.evaluation or {}, baselines)
+
+
+class _Run:
+    """The parts of a run, built once from its configuration and its rows."""
+
+    def __init__(self, config: Config, prepared: Prepared):
+        self.config, self.prepared = config, prepared
+        self.mesh: Mesh = make_mesh(config.mesh)
+        self.task = PretrainingTask(config.model, config.train.alpha)
+        shapes = jax.eval_shape(self.task.init, jax.random.key(0))
+        self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        self.optimizer = make_optimizer(config.optimizer, config.train.num_steps, shapes)
+        self.phases = config.phases()
+        self.rows = {place: Rows.open(folder) for place, folder in prepared.stores.items()}
+        _check_equal_rows(self.rows)
+
+    def train(self, checkpoints: Checkpoints) -> FitResult:
+        """Restore or create the state, and train it to the end or to a signal."""
+        config = self.config
+        state = checkpoints.restore_latest(abstract_state(self.task, self.optimizer, self.mesh))
+        fresh, shardings = state is None, self._shardings()
+        if fresh:
+            state, shardings = create_state(self.task, self.optimizer, config.seed, self.mesh)
+        assert state is not None
+        step = int(state.step)
+        _say(
+            f"{self.num_parameters:,} parameters on {_devices()}" + ("" if fresh else f"; going on from step {step:,}")
+        )
+        schedule = make_schedule(config.optimizer, config.train.num_steps)
+        train_step = make_train_step(
+            self.task,
+            self.optimizer,
+            schedule,
+            shardings,
+            self.mesh,
+            seed=config.seed,
+            accumulation_steps=config.train.accumulation_steps,
+        )
+        eval_step = make_eval_step(self.task, shardings, self.mesh)
+
+        def evaluate_heldout(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+            batches = self._heldout(self._phase_before(int(state.step)))
+            return evaluate(
+                eval_step, state, batches, self._put, loss_weights=self.task.loss_weights, should_stop=should_stop
+            )
+
+        tracker = make_trackers(
+            config.tracking,
+            config.workdir,
+            name=config.name,
+            num_steps=config.train.num_steps,
+            resume_step=step,
+            run_config=dataclasses.asdict(config),
+        )
+        try:
+            return fit(
+                state=state,
+                train_step=train_step,
+                batches=self._batches,
+                put=self._put,
+                evaluate=evaluate_heldout,
+                loss_weights=self.task.loss_weights,
+                checkpoints=checkpoints,
+                tracker=tracker,
+                train=config.train,
+                checkpoint=config.checkpoint,
+                workdir=config.workdir,
+                derive=self._utilisation,
+            )
+        finally:
+            tracker.close()
+
+    def report(self, outcome: FitResult, seconds: float) -> report.Baselines:
+        """Write report.md and curves.png, print the table and the examples."""
+        last = self.phases[-1]
+        train_rows = self.rows["train", last.max_length]
+        # Every process takes part in the prediction, since each may hold only a part of the parameters.
+        examples = self._examples(outcome.state.params, last)
+        vocabulary = self.prepared.vocabulary
+        targets = self._heldout(last, whole_batches=True)
+        baselines = report.unigram_baselines(train_rows.token_counts, vocabulary.special_ids, targets)
+        if jax.process_index() == 0:
+            workdir = Path(self.config.workdir)
+            rows = report.table(dict(outcome.evaluation or {}), baselines)
+            report.draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", baselines)
+            page = report.to_markdown(self.config.name, self._facts(outcome.step, seconds), rows, examples)
+            (workdir / "report.md").write_text(page, encoding="utf8")
+            report.show(rows, examples)
+            _say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
+        return baselines
+
+    def _shardings(self) -> TrainState:
+        abstract = abstract_state(self.task, self.optimizer, self.mesh)
+        return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def _batches(self, first_step: int, last_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of the batches of these steps, phase after phase."""
+        for phase in self.phases:
+            first, last = max(first_step, phase.first_step), min(last_step, phase.last_step)
+            if first < last:
+                source = self._source("train", phase, *process_slice(self.mesh))
+                steps = source.dataset(first - phase.first_step, last - phase.first_step)
+                yield from steps.as_numpy_iterator()
+
+    def _heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """The held-out batches at a phase's length: this process's part of each, or all of it."""
+        index, count = (0, 1) if whole_batches else process_slice(self.mesh)
+        source = self._source("heldout", phase, index, count)
+        limit = self.config.train.evaluate_batches
+        batches = source.num_batches if limit == 0 else min(limit, source.num_batches)
+        yield from source.dataset(0, batches).as_numpy_iterator()
+
+    def _source(self, split: str, phase: Phase, index: int, count: int) -> PretrainingBatches:
+        return PretrainingBatches(
+            self.rows[split, phase.max_length],
+            self.config.masking,
+            phase.max_predictions,
+            phase.batch_size,
+            self.config.seed,
+            shuffle=split == "train",
+            process_index=index,
+            process_count=count,
+        )
+
+    def _phase_before(self, step: int) -> Phase:
+        """The phase that the last of `step` steps was in."""
+        return next(phase for phase in self.phases if step <= phase.last_step)
+
+    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return put_batch(batch, self.mesh)
+
+    def _utilisation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Model-FLOPs utilisation over real tokens, where the devices' peak is known."""
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if peak is None or "tokens_per_second" not in metrics:
+            return {}
+        manifest = self.rows["train", self._phase_before(step).max_length].manifest
+        tokens_per_sequence = manifest["num_tokens"] / manifest["num_sequences"]
+        per_token = model_flops(
+            self.config.model,
+            tokens=1,
+            attended_length=tokens_per_sequence,
+            predictions=self.config.masking.share,
+            sequences=1 / tokens_per_sequence,
+        )
+        return {"mfu": per_token * metrics["tokens_per_second"] / (peak * jax.device_count())}
+
+    def _examples(self, params: Any, phase: Phase) -> list[report.Example]:
+        model = BertForPreTraining(self.config.model)
+
+        @jax.jit
+        def probabilities(params: Any, row: dict[str, jax.Array]) -> jax.Array:
+            output = model.apply({"params": params}, **row)
+            return jax.nn.softmax(output.mlm_logits_BxPxV)
+
+        def predict(row: dict[str, np.ndarray]) -> np.ndarray:
+            return np.asarray(multihost_utils.process_allgather(probabilities(params, row), tiled=True))
+
+        tokenizer = load_tokenizer(str(self.prepared.tokenizer_directory))
+        sentences = report.read_samples(self.prepared.samples)
+        mask_id = self.prepared.vocabulary.mask_id
+        return report.fill_mask_examples(sentences, tokenizer, mask_id, predict, phase.max_length)
+
+    def _facts(self, step: int, seconds: float) -> list[tuple[str, str]]:
+        train, heldout = (self.rows[split, self.phases[-1].max_length].manifest for split in ("train", "heldout"))
+        return [
+            ("model", f"{self.num_parameters:,} parameters, {self.config.model.num_layers} layers"),
+            ("vocabulary", f"{self.prepared.vocabulary.size:,} tokens"),
+            ("training rows", f"{train['num_rows']:,}, {train['num_tokens']:,} tokens, {train['fill']:.1%} filled"),
+            ("held-out rows", f"{heldout['num_rows']:,}, {heldout['num_tokens']:,} tokens"),
+            ("steps", f"{step:,}"),
+            ("devices", _devices()),
+            ("time of this start", f"{seconds:.0f} s"),
+        ]
+
+
+def _initialize(distributed: DistributedConfig) -> None:
+    if distributed.initialize and not jax.distributed.is_initialized():
+        jax.distributed.initialize(distributed.coordinator_address, distributed.num_processes, distributed.process_id)
+
+
+def _prepare_on_every_host(config: Config) -> Prepared:
+    """Rows for this process: process 0 goes first, so that the others find them where they share its files.
+
+    Where they do not, each makes the same rows again: preparation is deterministic.
+    """
+    if jax.process_index() == 0:
+        prepared = prepare(config, on_progress=_say)
+        _barrier("jaxbert_prepared")
+        return prepared
+    _barrier("jaxbert_prepared")
+    return prepare(config)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _check_equal_rows(rows: Mapping[tuple[str, int], Rows]) -> None:
+    if jax.process_count() == 1:
+        return
+    digests = [shard["sha256"] for place in sorted(rows) for shard in rows[place].manifest["shards"]]
+    words = np.array([int(digest[:8], 16) for digest in digests], np.uint32)
+    try:
+        multihost_utils.assert_equal(words)
+    except AssertionError as error:
+        raise UserError("the hosts of this run hold different rows: copy one host's data.rows to all") from error
+
+
+def _resolved(config: Config, prepared: Prepared) -> Config:
+    """The configuration with what the tokenizer and the devices decide filled in."""
+    size = prepared.vocabulary.size
+    if config.model.vocab_size not in (None, size):
+        raise UserError(
+            f"model.vocab_size ({config.model.vocab_size}) is not the tokenizer's size ({size}): leave it at None"
+        )
+    model: ModelConfig = dataclasses.replace(config.model, vocab_size=size)
+    if model.dtype == "auto":
+        model = dataclasses.replace(model, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return dataclasses.replace(config, model=model)
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

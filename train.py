@@ -1,0 +1,29 @@
+"""Pretrain BERT from raw text.
+
+python train.py                                                       # a small BERT on the built-in corpus
+python train.py --config configs/bert_base.py --data.text 'corpus/**/*.txt.gz' --workdir runs/base
+python train.py --help                                                # every field of the configuration
+"""
+
+import sys
+from pathlib import Path
+
+from jaxbert import command_line
+from jaxbert.cli import one_line_errors
+
+TINY = Path(__file__).parent / "configs" / "tiny.py"
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    with one_line_errors():
+        config = command_line.parse(sys.argv[1:], lambda: command_line.load(TINY), "Pretrain BERT from raw text.")
+        # Imported late: --help and a misspelt field need neither jax nor TensorFlow.
+        from jaxbert.pretrain import pretrain
+
+        result = pretrain(config)
+    return 0 if result.finished else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
