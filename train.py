@@ -19,7 +19,7 @@ def main() -> int:
     with one_line_errors():
         config = command_line.parse(sys.argv[1:], lambda: command_line.load(TINY), "Pretrain BERT from raw text.")
         # Imported late: --help and a misspelt field need neither jax nor TensorFlow.
-        from jaxbert.pretrain import pretrain
+        from jaxbert.run import pretrain
 
         result = pretrain(config)
     return 0 if result.finished else 1

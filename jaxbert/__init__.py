@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxbert.config import UserError as UserError
     from jaxbert.model.bert import BertEncoder as BertEncoder
     from jaxbert.model.bert import BertForPreTraining as BertForPreTraining
-    from jaxbert.pretrain import pretrain as pretrain
+    from jaxbert.run import pretrain as pretrain
     from jaxbert.tasks.pretraining import PretrainingTask as PretrainingTask
     from jaxbert.text.prepare import prepare as prepare
     from jaxbert.train.optimizer import make_optimizer as make_optimizer
@@ -38,7 +38,7 @@ _HOMES = {
     "make_schedule": "jaxbert.train.optimizer",
     "make_train_step": "jaxbert.train.step",
     "prepare": "jaxbert.text.prepare",
-    "pretrain": "jaxbert.pretrain",
+    "pretrain": "jaxbert.run",
     "validate": "jaxbert.validation",
 }
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxbert.config import ModelConfig
-from jaxbert.model.bert import BertForPreTraining
+from jaxbert.model.bert import BertForPreTraining, PretrainingOutput
 from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
 from jaxbert.train.state import Batch
 
@@ -47,7 +47,7 @@ class PretrainingTask:
 
     def forward(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> dict[str, Sums]:
         """(sum, weight) of both losses and both accuracies. `dropout_key` None: no dropout."""
-        output = BertForPreTraining(self.model).apply(
+        result = BertForPreTraining(self.model).apply(
             {"params": params},
             batch["input_ids"],
             batch["token_type_ids"],
@@ -58,6 +58,7 @@ class PretrainingTask:
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
+        output = cast(PretrainingOutput, result)
         with jax.named_scope("losses"):
             mlm = (output.mlm_logits_BxPxV, batch["mlm_labels"], batch["mlm_weights"])
             nsp = (output.nsp_logits_BxSx2, batch["nsp_labels"], batch["nsp_weights"])

@@ -117,10 +117,10 @@ def scale_by_layer_trust_ratio(adapted: Any, stacked: Any) -> optax.GradientTran
     """
     ratio = optax.scale_by_trust_ratio()
 
-    def scale(update: jax.Array, param: jax.Array) -> jax.Array:
+    def scale(update: jax.Array, param: jax.Array) -> Any:
         return ratio.update(update, optax.EmptyState(), param)[0]
 
-    def scale_leaf(adapt: bool, axis: int, update: jax.Array, param: jax.Array) -> jax.Array:
+    def scale_leaf(adapt: bool, axis: int, update: jax.Array, param: jax.Array) -> Any:
         if not adapt:
             return update
         return scale(update, param) if axis < 0 else jax.vmap(scale, axis, axis)(update, param)

@@ -42,7 +42,7 @@ class ShardingError(UserError):
     """A parameter, batch or rule that does not fit the mesh; its text is one line that names it."""
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of all devices of all processes (or of `devices`), in the shape that `config` asks for."""
     devices = jax.devices() if devices is None else devices
     sharers, rest = divmod(len(devices), max(config.fsdp * config.tensor, 1))

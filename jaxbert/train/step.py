@@ -4,10 +4,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.linen.spmd import with_logical_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -111,7 +111,7 @@ def split_rows(batch: Batch, parts: int) -> dict[str, Array]:
 
     def split(values: Array) -> Array:
         strided = values.reshape(values.shape[0] // parts, parts, *values.shape[1:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(strided, (None, "batch") + (None,) * (values.ndim - 1))
+        return with_logical_constraint(strided, (None, "batch") + (None,) * (values.ndim - 1))
 
     return {name: split(values) for name, values in batch.items()}
 
