@@ -1,0 +1,356 @@
+"""Checkpoints that can be trusted: Orbax writes them, a sha256 of every file says whether they are still what was written.
+
+    WORKDIR/checkpoints/<step>/              what Orbax wrote
+    WORKDIR/checkpoints_sha256/<step>.json   the record: every file's size and sha256, and what the host knew at that step
+    WORKDIR/checkpoints_rejected/            checkpoints that did not match their record, set aside for a look
+
+A checkpoint counts only if its record is there and every file matches it; otherwise the one before it serves. Orbax by
+itself restores bit-flipped arrays without an error, and takes an empty folder for the latest step.
+In a run of several processes all of them call the same methods in the same order, and WORKDIR is one that all of them see.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jaxbert.config import CheckpointConfig, UserError
+
+PyTree = Any
+HASHING_THREADS = 4
+NO_STEP = -1
+
+
+class CheckpointError(UserError):
+    """A checkpoint that could not be written, or does not fit; its text is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that was passed over."""
+
+    step: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What stands in checkpoints_sha256/<step>.json."""
+
+    step: int
+    files: Mapping[str, Mapping[str, Any]]
+    """Path inside the step's folder -> {"bytes", "sha256"}."""
+    evaluation: Mapping[str, float] | None = None
+    """Held-out metrics at this step, by name; None where there was no evaluation."""
+    window: Mapping[str, Any] | None = None
+    """Sums of the training metrics since the last log line, so that a resumed run logs what an uninterrupted one does."""
+
+    @property
+    def heldout_loss(self) -> float | None:
+        """The evaluation's loss where it is a finite number, which is what "best" goes by."""
+        loss = (self.evaluation or {}).get("loss")
+        return loss if loss is not None and math.isfinite(loss) else None
+
+
+class Checkpoints:
+    """The checkpoints of a run: saved in the background, the newest few and the best one kept.
+
+    A save that fails in the background raises `CheckpointError` at the next `save`, `wait` or `close`.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
+        root = epath.Path(workdir).resolve()
+        self._directory = root / "checkpoints"
+        self._records = root / "checkpoints_sha256"
+        self._rejected = root / "checkpoints_rejected"
+        self._config = config
+        self._sealing: _Sealing | None = None
+        self.skipped: tuple[Skipped, ...] = ()
+        """What the last `restore_latest` passed over, newest first (known to process 0)."""
+        if jax.process_index() == 0:
+            self._records.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            # Orbax keeps all; what to delete is decided here. It would delete the checkpoint before as soon as the new
+            # one is committed, which is before its hashes are written.
+            max_to_keep=None,
+            cleanup_tmp_directories=True,
+            # Reading metadata of a damaged step must not fail here, before it is verified.
+            lightweight_initialize=True,
+            save_root_metadata=False,
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint and its record, in order. Their content is not verified."""
+        return sorted(_numbers(self._directory, "") & _numbers(self._records, ".json"))
+
+    def record(self, step: int) -> Record | None:
+        """The record of a step; None where there is no readable one."""
+        try:
+            return _parse_record((self._records / f"{step}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def best_step(self) -> int | None:
+        """The step with the lowest held-out loss (of equal ones the newest); None where none was evaluated."""
+        records = [record for step in self.steps() if (record := self.record(step))]
+        losses = [(record.heldout_loss, -record.step) for record in records if record.heldout_loss is not None]
+        return -min(losses)[1] if losses else None
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        *,
+        evaluation: Mapping[str, float] | None = None,
+        window: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Start to write `state`, and return once it may be donated; a step that is saved already is left as it is.
+
+        `evaluation` (held-out metrics, "loss" among them) is also added to a step that was saved without one.
+        """
+        self.wait()
+        if step in self.steps():
+            self._attach(step, evaluation)
+            return
+        self._prune()
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint of step {step} was not saved: {_one_line(error)}") from error
+        self._sealing = _Sealing(self._seal, Record(step, {}, evaluation, window))
+        self._sealing.start()
+
+    def wait(self) -> None:
+        """Return once the save that is under way is committed and has its record."""
+        sealing, self._sealing = self._sealing, None
+        if sealing is None:
+            return
+        sealing.join()
+        try:
+            self._manager.wait_until_finished()
+            if sealing.error is not None:
+                raise sealing.error
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {sealing.record.step} was not saved: {_one_line(error)}"
+            ) from error
+        _barrier("jaxbert_checkpoint_sealed")
+
+    def close(self) -> None:
+        """Wait for the save that is under way, delete what need not be kept, end all threads."""
+        try:
+            self.wait()
+            self._prune()
+        finally:
+            self._manager.close()
+
+    def restore_latest(self, abstract_state: PyTree) -> PyTree | None:
+        """The state of the newest checkpoint that is whole, or None where there is none.
+
+        `abstract_state`: arrays or `jax.ShapeDtypeStruct`s with the shardings to restore to, which need not be those it
+        was saved with. Checkpoints that are not whole are warned of, listed in `skipped`, and set aside.
+        Raises CheckpointError where the checkpoint is one of another model.
+        """
+        self.wait()
+        chosen, skipped = NO_STEP, []
+        if jax.process_index() == 0:
+            for step in sorted(_numbers(self._directory, ""), reverse=True):
+                if (reason := self._fault(step)) is None:
+                    chosen = step
+                    break
+                skipped.append(Skipped(step, reason))
+                logging.warning(
+                    "checkpoint %d is skipped: %s (moved to %s)", step, reason, self._set_aside(step).as_posix()
+                )
+            for step in _numbers(self._records, ".json") - _numbers(self._directory, ""):
+                (self._records / f"{step}.json").unlink()
+        self.skipped = tuple(skipped)
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        self._manager.reload()
+        return None if chosen == NO_STEP else self._read(chosen, abstract_state)
+
+    def restore(self, step: int, abstract_state: PyTree) -> PyTree:
+        """The state of one step, as in `restore_latest`. Raises CheckpointError where it is not whole."""
+        self.wait()
+        reason = self._fault(step)
+        if reason is not None:
+            raise CheckpointError(f"checkpoint {step} cannot be restored: {reason}")
+        return self._read(step, abstract_state)
+
+    def _fault(self, step: int) -> str | None:
+        """Why the checkpoint does not count; None where it is whole."""
+        path = self._records / f"{step}.json"
+        if not path.exists():
+            return f"it has no {self._records.name}/{path.name}, so its save was never finished"
+        try:
+            record = _parse_record(path.read_bytes())
+        except ValueError as error:
+            return f"{self._records.name}/{path.name} is damaged ({error})"
+        found = _digests(self._directory / f"{step}")
+        for name, expected in record.files.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name]["bytes"] != expected["bytes"]:
+                return f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}"
+            if found[name]["sha256"] != expected["sha256"]:
+                return f"{name} does not match its sha256"
+        return None
+
+    def _read(self, step: int, abstract_state: PyTree) -> PyTree:
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), abstract_state
+        )
+        stored = _types(self._manager.item_metadata(step).tree)
+        wanted = _types(abstract)
+        # The parameters first: the optimizer's moments only repeat what is wrong with them.
+        for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (not name.startswith("params"), name)):
+            if stored.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"checkpoint {step} is of another model: {name} is {stored.get(name, 'missing')} there and "
+                    f"{wanted.get(name, 'missing')} in this one; use the configuration that it was trained with, "
+                    "or another workdir"
+                )
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def _seal(self, record: Record) -> None:
+        """Wait for Orbax to commit the step, then write its record."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            files = _digests(self._directory / f"{record.step}")
+            self._write_record(dataclasses.replace(record, files=files))
+
+    def _attach(self, step: int, evaluation: Mapping[str, float] | None) -> None:
+        record = self.record(step)
+        if evaluation is not None and record is not None and record.evaluation is None and jax.process_index() == 0:
+            self._write_record(dataclasses.replace(record, evaluation=evaluation))
+
+    def _write_record(self, record: Record) -> None:
+        path = self._records / f"{record.step}.json"
+        partial = self._records / f"{record.step}.json.partial"
+        partial.write_text(_format_record(record))
+        partial.replace(path)
+
+    def _set_aside(self, step: int) -> epath.Path:
+        self._rejected.mkdir(parents=True, exist_ok=True)
+        taken = {path.name for path in self._rejected.iterdir()}
+        names = (f"{step}" if number == 0 else f"{step}-{number}" for number in range(len(taken) + 1))
+        target = self._rejected / next(name for name in names if name not in taken)
+        (self._directory / f"{step}").rename(target)
+        (self._records / f"{step}.json").unlink(missing_ok=True)
+        return target
+
+    def _prune(self) -> None:
+        """Delete all but the newest few and the best. Only called while no save is under way."""
+        if jax.process_index() == 0:
+            steps = self.steps()
+            best = self.best_step() if self._config.keep_best else None
+            keep = {*steps[-self._config.keep_last :], best}
+            for step in set(steps) - keep:
+                # The record goes first: half a checkpoint must not look like one.
+                (self._records / f"{step}.json").unlink()
+                (self._directory / f"{step}").rmtree()
+        _barrier("jaxbert_checkpoint_pruned")
+        self._manager.reload()
+
+
+class _Sealing(threading.Thread):
+    """Waits in the background for one save, then writes its record."""
+
+    def __init__(self, seal: Callable[[Record], None], record: Record):
+        super().__init__(name=f"seal_checkpoint_{record.step}")
+        self.record = record
+        self.error: Exception | None = None
+        self._seal = seal
+
+    def run(self) -> None:
+        try:
+            self._seal(self.record)
+        except Exception as error:
+            self.error = error  # raised by Checkpoints.wait, in the thread that trains
+
+
+def _numbers(directory: epath.Path, suffix: str) -> set[int]:
+    names = (path.name for path in directory.iterdir() if path.name.endswith(suffix)) if directory.exists() else ()
+    return {int(stem) for name in names if (stem := name.removesuffix(suffix)).isdigit()}
+
+
+def _digests(directory: epath.Path) -> dict[str, dict[str, Any]]:
+    files = sorted(_walk(directory)) if directory.exists() else []
+    with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
+        digests = pool.map(_digest, files)
+        return {path.relative_to(directory).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
+
+
+def _walk(directory: epath.Path) -> Iterator[epath.Path]:
+    # epath globs no `**`, for the sake of object stores.
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _digest(path: epath.Path) -> dict[str, Any]:
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": sha256.hexdigest()}
+
+
+def _format_record(record: Record) -> str:
+    content = dataclasses.asdict(record)
+    return json.dumps({**content, "sha256": _record_digest(content)}, indent=1)
+
+
+def _parse_record(text: bytes) -> Record:
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.pop("sha256", None) != _record_digest(content):
+        raise ValueError("it does not match its own sha256")
+    return Record(**content)
+
+
+def _record_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _types(tree: PyTree) -> dict[str, str]:
+    """ "params.layer.kernel" -> "float32[4, 3]", for every leaf that is an array."""
+    leaves = ocp.tree.to_flat_dict(tree)
+    return {
+        ".".join(map(str, path)): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for path, leaf in leaves.items()
+        if hasattr(leaf, "shape")
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
