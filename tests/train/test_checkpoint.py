@@ -19,6 +19,7 @@ from jaxbert.config import CheckpointConfig
 from jaxbert.train.checkpoint import CheckpointError, Checkpoints
 
 CONFIG = CheckpointConfig(every=1, keep_last=3, keep_best=True)
+INIT_ADAM = jax.jit(optax.adam(1e-3).init)
 
 
 @flax.struct.dataclass
@@ -42,8 +43,7 @@ def make_state(step: int, devices: int = 1, width: int = 16) -> State:
         "kernel": jax.device_put(jax.random.normal(jax.random.key(step), (8, width)), parts),
         "bias": jax.device_put(jnp.full((7,), step, jnp.float32), replicated),
     }
-    opt_state = jax.jit(optax.adam(1e-3).init)(params)
-    return State(jax.device_put(jnp.int32(step), replicated), params, opt_state)
+    return State(jax.device_put(jnp.int32(step), replicated), params, INIT_ADAM(params))
 
 
 def assert_same(found: State | None, expected: State) -> None:
@@ -178,7 +178,7 @@ def test_nothing_whole_is_none_and_restoring_a_damaged_step_by_number_raises(tmp
     save_steps(tmp_path, [8])
     _truncate(tmp_path)
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
-        with pytest.raises(CheckpointError, match="checkpoint 8 cannot be restored: .* bytes instead of"):
+        with pytest.raises(CheckpointError, match=r"checkpoint 8 cannot be restored: .* bytes instead of"):
             checkpoints.restore(8, make_state(0))
         assert checkpoints.restore_latest(make_state(0)) is None
         assert len(checkpoints.skipped) == 1
