@@ -1,6 +1,6 @@
 """The default: a small BERT on the built-in corpus, in minutes on two CPU cores.
 
-    python train.py
+python train.py
 """
 
 from jaxbert.config import (

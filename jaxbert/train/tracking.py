@@ -119,8 +119,9 @@ class WandbTracker:
 
     def __init__(self, project: str, name: str, directory: str | os.PathLike[str], config: Mapping[str, Any]):
         try:
-            wandb = importlib.import_module("wandb")
-        except ImportError as error:
+            # A folder of W&B's own runs, named wandb, imports as an empty package.
+            init = importlib.import_module("wandb").init
+        except (ImportError, AttributeError) as error:
             raise TrackingError(
                 "tracking.wandb is on, but wandb is not installed: pip install 'jaxbert[wandb]', or turn it off"
             ) from error
@@ -129,7 +130,7 @@ class WandbTracker:
         identity = directory / "wandb_run_id.txt"
         if not identity.exists():
             identity.write_text(secrets.token_hex(8))
-        self._run = wandb.init(
+        self._run = init(
             project=project,
             name=name,
             dir=os.fspath(directory),

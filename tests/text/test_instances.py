@@ -78,16 +78,18 @@ def test_random_segment_is_never_from_the_same_document():
     assert set(b[random]) == set(origins)
 
 
-def test_next_segment_follows_and_random_segment_starts_at_a_later_sentence_of_its_document():
-    tokens = novel_like()
-    # Sentences of at most 44 tokens never make a pair of more than 512 without reaching it at a sentence end.
-    pairs = make_pairs(tokens, 4096, rng(), second="nsp", short_share=0.0)
-    full = pairs.lengths() < 4096
-    follows = full & (pairs.labels == IS_NEXT)
-    assert (pairs.b_start[follows] == pairs.a_end[follows]).all()
-    random = full & (pairs.labels == IS_RANDOM)
-    assert np.isin(pairs.b_start[random], tokens.sentence_offsets).all()
-    assert not np.isin(pairs.b_start[random], tokens.sentence_offsets[tokens.document_offsets]).any()
+@pytest.mark.parametrize("num_documents", [3, 400])
+def test_random_segment_starts_at_a_later_sentence_of_another_document(num_documents: int):
+    # Three pieces of one document and a document of one piece, and so on; nothing gets truncated.
+    tokens = make_tokens([[9, 8, 7]] * 4 * num_documents, [i // 4 * 2 + (i % 4 == 3) for i in range(4 * num_documents)])
+    for seed in range(400 // num_documents):
+        pairs = make_pairs(tokens, 64, rng(seed), second="nsp", short_share=0.0)
+        follows, random = pairs.labels == IS_NEXT, pairs.labels == IS_RANDOM
+        assert (pairs.b_start[follows] == pairs.a_end[follows]).all()
+        assert np.isin(pairs.b_start[random], tokens.sentence_offsets).all()
+        assert not np.isin(pairs.b_start[random], tokens.sentence_offsets[tokens.document_offsets]).any()
+        a, b = (tokens.origins[document_of(tokens, p)] for p in (pairs.a_start[random], pairs.b_start[random]))
+        assert (a != b).all()
 
 
 def test_sentences_left_over_by_a_random_segment_start_the_next_pair():

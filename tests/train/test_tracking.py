@@ -150,8 +150,9 @@ def test_a_tracker_that_fails_to_close_does_not_keep_the_others_open(caplog):
     assert "Recorder failed to close: ZeroDivisionError" in caplog.text
 
 
-def test_wandb_that_is_missing_is_an_error_at_the_start_that_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+@pytest.mark.parametrize("found", [None, types.ModuleType("wandb")], ids=["nothing", "a_folder_of_that_name"])
+def test_wandb_that_is_missing_is_an_error_at_the_start_that_names_the_extra(tmp_path, monkeypatch, found):
+    monkeypatch.setitem(sys.modules, "wandb", found)
     with pytest.raises(TrackingError, match=r"^[^\n]*jaxbert\[wandb\][^\n]*$"):
         make_trackers(TrackingConfig(wandb=True), tmp_path, name="run", num_steps=10)
 

@@ -1,0 +1,137 @@
+"""The pretraining input: batches of masked rows, addressed by step.
+
+There is no iterator state: example e of a run is row `order.row_indices(e, ...)`, masked with the key of (seed, epoch, row), so
+the batch of any step can be made at once, in any process.
+"""
+
+import os
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Int64
+
+from jaxbert.config import MaskingConfig
+from jaxbert.data import hashing, masking, order
+
+
+class BatchError(ValueError):
+    """Batches that cannot be made; its text is one line."""
+
+
+class RowSource(Protocol):
+    """What is needed of a row store; `jaxbert.text.rows.Rows` is one."""
+
+    manifest: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> dict[str, np.ndarray]: ...
+
+
+_FIELDS = ("input_ids", "word_starts", "lengths", "nsp_labels")
+
+
+class PretrainingBatches:
+    """Masked batches of a row store; a batch is a dict of
+
+    input_ids, token_type_ids, sequence_ids, position_ids   int32 [B, L]   sequence_ids: 0 padding, 1 .. S
+    mlm_positions, mlm_labels int32, mlm_weights float32    [B, P]         unused: position 0, label 0, weight 0
+    cls_positions, nsp_labels int32, nsp_weights float32    [B, S]         unused: position 0, label 0, weight 0
+
+    where B is this process's part of the global batch: process i of n holds the i-th of n contiguous slices.
+
+    With shuffle=False it is the evaluation form: every row once, in stored order, masked as in epoch 0; the last batch
+    is filled with rows of padding that weigh nothing, and there are steps_per_epoch batches.
+    """
+
+    def __init__(
+        self,
+        rows: RowSource,
+        masking: MaskingConfig,
+        max_predictions: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """batch_size is the global one. Raises BatchError when it is not a multiple of process_count, or without rows."""
+        if len(rows) == 0:
+            raise BatchError("the row store is empty: there is no row to make batches of")
+        if batch_size < 1 or batch_size % process_count:
+            raise BatchError(
+                f"a global batch of {batch_size} rows cannot be shared evenly by {process_count} processes"
+            )
+        if not 0 <= process_index < process_count:
+            raise BatchError(f"process {process_index} of {process_count} does not exist")
+        self.num_rows = len(rows)
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-self.num_rows // batch_size)
+        """Steps until every row was seen once; the last of them may reach into the next epoch."""
+        self._rows, self._masking, self._max_predictions = rows, masking, max_predictions
+        self._seed, self._shuffle = seed, shuffle
+        self._slice_size = batch_size // process_count
+        self._slice_start = process_index * self._slice_size
+        sample = rows.read(np.zeros(1, np.int64))
+        self._fields = {name: (sample[name].dtype, sample[name].shape[1:]) for name in _FIELDS}
+        self._make = tf.function(self._batch, input_signature=[tf.TensorSpec([], tf.int64)])
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's slice of the global batch of `step`. Raises BatchError for a step that does not exist."""
+        self._check(step, step + 1)
+        return {name: value.numpy() for name, value in self._make(tf.constant(step, tf.int64)).items()}
+
+    def dataset(self, first_step: int, last_step: int, threads: int = 0, prefetch: int = 2) -> tf.data.Dataset:
+        """The batches of first_step .. last_step - 1, in order.
+
+        threads: those that make batches, one batch each at a time; 0: one per core, at most 8. prefetch: batches that are kept ready.
+        Raises BatchError for steps that do not exist.
+        """
+        self._check(first_step, last_step)
+        threads = threads or min(8, os.cpu_count() or 1)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.threading.private_threadpool_size = threads
+        options.threading.max_intra_op_parallelism = 1
+        options.autotune.enabled = False
+        dataset = tf.data.Dataset.range(first_step, last_step)
+        dataset = dataset.map(self._make, num_parallel_calls=threads if threads > 1 else None, deterministic=True)
+        return dataset.prefetch(prefetch).with_options(options)
+
+    def _check(self, first_step: int, last_step: int) -> None:
+        if first_step < 0 or last_step < first_step:
+            raise BatchError(f"there are no steps {first_step} to {last_step}")
+        if not self._shuffle and last_step > self.steps_per_epoch:
+            raise BatchError(f"step {last_step - 1} does not exist: an evaluation has {self.steps_per_epoch} batches")
+
+    def _read(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(keys, *fields) of this process's rows of a step."""
+        first = int(step) * self.batch_size + self._slice_start
+        count = self._slice_size
+        real = count if self._shuffle else min(max(self.num_rows - first, 0), count)
+        epochs, rows = order.row_indices(first, real, self.num_rows, self._seed, self._shuffle)
+        raw = self._rows.read(rows)
+        keys = hashing.keys(self._seed, epochs, rows)
+        if real == count:
+            return keys, *(raw[name] for name in _FIELDS)
+        filler = count - real
+        padding = {"input_ids": self._rows.manifest["vocabulary"]["pad_id"], "nsp_labels": 2}
+        filled = []
+        for name in _FIELDS:
+            dtype, shape = self._fields[name]
+            filled.append(np.concatenate([raw[name], np.full((filler, *shape), padding.get(name, 0), dtype)]))
+        return np.concatenate([keys, np.zeros(filler, np.uint64)]), *filled
+
+    def _batch(self, step: tf.Tensor) -> dict[str, tf.Tensor]:
+        dtypes = [tf.uint64] + [tf.as_dtype(dtype) for dtype, _ in self._fields.values()]
+        keys_B, *tensors = tf.numpy_function(self._read, [step], dtypes, stateful=False)
+        keys_B.set_shape([self._slice_size])
+        for tensor, (_, shape) in zip(tensors, self._fields.values(), strict=True):
+            tensor.set_shape([self._slice_size, *shape])
+        raw = dict(zip(_FIELDS, tensors, strict=True))
+        vocabulary = self._rows.manifest["vocabulary"]
+        batch = masking.mask_batch(raw, keys_B, self._masking, self._max_predictions, vocabulary)
+        for name, value in batch.items():
+            batch[name] = tf.ensure_shape(value, [self._slice_size, value.shape[1]])
+        return batch

@@ -1,0 +1,342 @@
+"""Raw text -> tokenizer and row stores: the coordinator over work units.
+
+What is prepared lies under ROWS/<fingerprint>/, where ROWS is data.rows or WORKDIR/rows and the fingerprint is that of
+everything that decides the rows: settings, tokenizer and the corpus' listing. Other settings have another folder, so
+stale rows are never taken for fresh ones, and nobody's rows are deleted.
+
+    tokenizer/                    a Hugging Face tokenizer folder
+    train-128/, heldout-128/ ...  a row store (rows.py) for each split and each length of the run
+    heldout_samples.jsonl         held-out sentences as text, for the report's examples
+    rejected.jsonl                samples of the documents that were rejected
+    units/                        finished units, while the preparation is under way
+    prepared.json                 written last: the fingerprint, its ingredients, what came out
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+
+from jaxbert.config import Config, VocabularyConfig
+from jaxbert.text import vocabulary as vocabularies
+from jaxbert.text.corpus import CorpusError, Document, Rejects, documents, is_heldout, listing
+from jaxbert.text.rows import FORMAT_VERSION, PAIRS, Rows, RowsError, RowWriter, atomic_file, write_json
+from jaxbert.text.units import (
+    NUM_SAMPLES,
+    SPLITS,
+    Split,
+    Unit,
+    UnitCutter,
+    UnitSettings,
+    load_unit,
+    smallest_by_hash,
+)
+from jaxbert.text.vocabulary import Vocabulary
+from jaxbert.text.workers import run_units
+
+PREPARED, SAMPLES, REJECTED, TOKENIZER, UNITS = (
+    "prepared.json",
+    "heldout_samples.jsonl",
+    "rejected.jsonl",
+    "tokenizer",
+    "units",
+)
+_SECONDS_BETWEEN_MESSAGES = 10
+_NOT_IN_FINGERPRINT = ("rows", "workers", "max_rejected_share", "text", "heldout_text", "vocabulary", "max_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made or found."""
+
+    directory: pathlib.Path
+    tokenizer_directory: pathlib.Path
+    stores: dict[tuple[Split, int], pathlib.Path]
+    """(split, max_length) -> the folder that Rows.open takes."""
+    vocabulary: Vocabulary
+    samples: pathlib.Path
+    """Held-out sentences, one {"text": ...} a line."""
+    report: dict[str, Any]
+    """prepared.json: fingerprint and its ingredients, counts of documents, the stores' manifests without their shards."""
+
+
+def prepare(config: Config, on_progress: Callable[[str], None] = lambda message: None) -> Prepared:
+    """Make the run's tokenizer and rows, or find them made; go on where an earlier call was interrupted.
+
+    CorpusError, VocabularyError, RowsError: one line that names the thing and the way out.
+    """
+    root = pathlib.Path(config.data.rows or pathlib.Path(config.workdir) / "rows")
+    settings = _settings(config)
+    try:
+        ingredients = settings | _listings(config)
+    except CorpusError:
+        # The rows may have come from a machine that has the text.
+        moved = _made_elsewhere(root, settings)
+        if moved is None:
+            raise
+        on_progress(f"rows: data.text is not on this machine; taking those in {moved}, whose settings are the same")
+        return _found(moved)
+    fingerprint = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+    folder = root / fingerprint[:12]
+    if not (folder / PREPARED).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, on_progress):
+            if not (folder / PREPARED).is_file():
+                _make(config, folder, {"fingerprint": fingerprint, "ingredients": ingredients}, on_progress)
+    else:
+        on_progress(f"rows: found in {folder}")
+    return _found(folder)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Everything but the text that decides the rows."""
+    data = config.data
+    settings = {k: v for k, v in dataclasses.asdict(data).items() if k not in _NOT_IN_FINGERPRINT}
+    return {
+        "format_version": FORMAT_VERSION,
+        "seed": config.seed,
+        "lengths": _lengths(config),
+        "settings": settings,
+        "vocabulary": _vocabulary_ingredients(data.vocabulary),
+    }
+
+
+def _listings(config: Config) -> dict[str, Any]:
+    """The text that decides the rows, by its listing: nothing is read."""
+    data = config.data
+    return {
+        "text": listing(data.text, data),
+        "heldout_text": listing(data.heldout_text, data) if data.heldout_text else [],
+    }
+
+
+def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path | None:
+    """The one finished folder that was made with these settings from whatever text; None where there are none or several."""
+    # As they look after a turn through JSON.
+    settings = json.loads(json.dumps(settings))
+    reports = (
+        (path.parent, json.loads(path.read_text(encoding="utf8"))) for path in sorted(root.glob(f"*/{PREPARED}"))
+    )
+    matching = [folder for folder, report in reports if settings.items() <= report["ingredients"].items()]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _vocabulary_ingredients(config: VocabularyConfig) -> dict[str, Any]:
+    if config.path is None:
+        return dataclasses.asdict(config)
+    return {"fingerprint": vocabularies.fingerprint(vocabularies.load_tokenizer(config.path, config.lowercase))}
+
+
+def _lengths(config: Config) -> tuple[int, ...]:
+    return tuple(sorted({phase.max_length for phase in config.phases()}))
+
+
+def _store(folder: pathlib.Path, split: Split, max_length: int) -> pathlib.Path:
+    return folder / f"{split}-{max_length}"
+
+
+@contextmanager
+def _locked(folder: pathlib.Path, on_progress: Callable[[str], None]) -> Iterator[None]:
+    """Keeps two preparations of the same rows apart; the lock ends with its process."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(f"rows: another process is preparing {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _found(folder: pathlib.Path) -> Prepared:
+    report = json.loads((folder / PREPARED).read_text(encoding="utf8"))
+    stores: dict[tuple[Split, int], pathlib.Path] = {
+        (split, n): _store(folder, split, n) for split in SPLITS for n in report["ingredients"]["lengths"]
+    }
+    for store in stores.values():
+        Rows.open(store)
+    tokenizer = vocabularies.load_tokenizer(str(folder / TOKENIZER))
+    return Prepared(folder, folder / TOKENIZER, stores, Vocabulary.of(tokenizer), folder / SAMPLES, report)
+
+
+def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progress: Callable[[str], None]) -> None:
+    tokenizer = _tokenizer(config, folder, on_progress)
+    settings = UnitSettings(tokenizer.to_str(), Vocabulary.of(tokenizer), config.data, _lengths(config), config.seed)
+    units = folder / UNITS
+    units.mkdir(exist_ok=True)
+    names, counts = _work(config, folder, settings, on_progress)
+    manifests, samples = {}, set()
+    for split in SPLITS:
+        described = {"fingerprint": report["fingerprint"], "num_documents": counts[split]}
+        merged, found = _merge([units / name for name in names[split]], folder, split, settings, described)
+        manifests |= merged
+        samples |= found
+    with atomic_file(folder / SAMPLES) as file:
+        for sentence in smallest_by_hash(samples, NUM_SAMPLES, config.seed):
+            file.write(json.dumps({"text": sentence}, ensure_ascii=False).encode() + b"\n")
+    stores = {name: {k: v for k, v in m.items() if k != "shards"} for name, m in manifests.items()}
+    write_json(folder / PREPARED, report | {"documents": dict(counts), "stores": stores})
+    shutil.rmtree(units)
+    for name, manifest in manifests.items():
+        on_progress(_summary(name, manifest, config))
+
+
+def _tokenizer(config: Config, folder: pathlib.Path, on_progress: Callable[[str], None]) -> tokenizers.Tokenizer:
+    """Load the run's tokenizer, or learn it from the training documents; it lies in the folder afterwards."""
+    place, vocabulary = folder / TOKENIZER, config.data.vocabulary
+    if not place.is_dir():
+        if vocabulary.path is None:
+            on_progress(f"vocabulary: learning {vocabulary.size} tokens")
+            rejects = Rejects()
+            texts = (d.text for split, d in _split_documents(config, rejects) if split == "train")
+            with _noted(rejects, folder):
+                tokenizer = vocabularies.train_tokenizer(texts, vocabulary)
+        else:
+            tokenizer = vocabularies.load_tokenizer(vocabulary.path, vocabulary.lowercase)
+        temporary = folder / f".{TOKENIZER}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        vocabularies.save_tokenizer(tokenizer, temporary, max(_lengths(config)))
+        temporary.rename(place)
+    # Always as it was saved: a second call gets the same.
+    return vocabularies.load_tokenizer(str(place))
+
+
+@contextmanager
+def _noted(rejects: Rejects, folder: pathlib.Path) -> Iterator[None]:
+    """Write the rejected documents down, above all when they are so many that they stop the run."""
+    try:
+        yield
+    finally:
+        rejects.write(folder / REJECTED)
+
+
+def _split_documents(config: Config, rejects: Rejects) -> Iterator[tuple[Split, Document]]:
+    """Every document with its side. What heldout_text holds never trains, even where `text` holds it too."""
+    data = config.data
+    heldout_digests = set()
+    for document in documents(data.heldout_text, data, rejects) if data.heldout_text else ():
+        heldout_digests.add(document.first_bytes_digest)
+        yield "heldout", document
+    for document in documents(data.text, data, rejects):
+        if data.heldout_text:
+            if document.first_bytes_digest not in heldout_digests:
+                yield "train", document
+        else:
+            yield "heldout" if is_heldout(document, data.heldout_share, config.seed) else "train", document
+
+
+def _work(
+    config: Config, folder: pathlib.Path, settings: UnitSettings, on_progress: Callable[[str], None]
+) -> tuple[dict[Split, list[str]], Counter[str]]:
+    """Cut the corpus into units and have those made that are missing; the names of all, in order, and document counts."""
+    rejects = Rejects()
+    names: dict[Split, list[str]] = {split: [] for split in SPLITS}
+    counts: Counter[str] = Counter()
+    found = done = 0
+    spoken = time.monotonic()
+
+    def missing_units() -> Iterator[Unit]:
+        nonlocal found
+        for unit in _units(config, rejects, counts):
+            name = unit.file_name(settings)
+            names[unit.split].append(name)
+            if (folder / UNITS / name).is_file():
+                found += 1
+            else:
+                yield unit
+
+    def on_done(unit: Unit) -> None:
+        nonlocal done, spoken
+        done += 1
+        if time.monotonic() - spoken > _SECONDS_BETWEEN_MESSAGES:
+            spoken = time.monotonic()
+            on_progress(f"rows: {found + done} units of about {config.data.unit_megabytes:g} MB done")
+
+    workers = config.data.workers or len(os.sched_getaffinity(0))
+    with _noted(rejects, folder):
+        run_units(missing_units(), settings, folder / UNITS, workers, on_done)
+    if found:
+        on_progress(f"rows: {found} units were there from an earlier call")
+    _check_both_sides(counts)
+    return names, counts
+
+
+def _units(config: Config, rejects: Rejects, counts: Counter[str]) -> Iterator[Unit]:
+    """The corpus as units; `counts` gets the number of documents on each side, pieces of one document as one."""
+    cutters = {split: UnitCutter(split, config.data.unit_megabytes * 1e6) for split in SPLITS}
+    last = ""
+    for split, document in _split_documents(config, rejects):
+        counts[split] += document.identity != last
+        last = document.identity
+        unit = cutters[split].add(document)
+        if unit:
+            yield unit
+    for cutter in cutters.values():
+        unit = cutter.finish()
+        if unit:
+            yield unit
+
+
+def _check_both_sides(counts: Counter[str]) -> None:
+    if not counts["train"]:
+        raise CorpusError(
+            "no document is left to train on, all are held out: lower data.heldout_share or add to data.text"
+        )
+    if not counts["heldout"]:
+        raise CorpusError("no document was held out: raise data.heldout_share or name data.heldout_text")
+
+
+def _merge(
+    files: list[pathlib.Path], folder: pathlib.Path, split: Split, settings: UnitSettings, described: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Join a split's units into its stores, in order; the manifests by store name, and the sample sentences."""
+    vocabulary = settings.vocabulary
+    writers = {n: RowWriter(_store(folder, split, n), settings.layout(n), vocabulary.pad_id) for n in settings.lengths}
+    counts: dict[int, Counter[str]] = {n: Counter() for n in settings.lengths}
+    samples: set[str] = set()
+    for path in files:
+        result = load_unit(path, settings)
+        samples |= set(result.samples)
+        for length, writer in writers.items():
+            writer.write(result.rows[length])
+            counts[length].update(result.counts[length])
+    ids = ("size", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id", "special_ids")
+    described = described | {"vocabulary": {name: getattr(vocabulary, name) for name in ids}}
+    data = dataclasses.asdict(settings.data)
+    described["settings"] = {k: v for k, v in data.items() if k not in _NOT_IN_FINGERPRINT} | {"seed": settings.seed}
+    manifests = {}
+    for length, writer in writers.items():
+        pairs = {kind: counts[length].pop(kind, 0) for kind in PAIRS}
+        manifest = writer.finish(
+            **described, pairs=pairs, **{k: counts[length][k] for k in ("truncated_tokens", "dropped_tokens")}
+        )
+        if not manifest["num_rows"]:
+            side = "training" if split == "train" else "held-out"
+            raise RowsError(f"the {side} documents give no sequence of {length} tokens: they hold too little text")
+        manifests[_store(folder, split, length).name] = manifest
+    return manifests, samples
+
+
+def _summary(name: str, manifest: dict[str, Any], config: Config) -> str:
+    """A line on a store, with what a user may want to change."""
+    pairs, per_row = manifest["pairs"], manifest["num_sequences"] / manifest["num_rows"]
+    line = (
+        f"rows: {name}: {manifest['num_rows']:,} rows, {manifest['num_tokens']:,} tokens, "
+        f"{manifest['fill']:.1%} filled, {per_row:.2f} sequences a row"
+    )
+    if pairs["next"] + pairs["random"]:
+        line += f", {pairs['random'] / (pairs['next'] + pairs['random']):.1%} of the pairs random or swapped"
+    elif config.data.pairs != "none":
+        line += "; no document has two sentences, so there are no pairs and NSP learns nothing"
+    if config.data.packing and manifest["fill"] < 0.98 and per_row > 0.5 * config.data.max_sequences:
+        line += f"; rows end at data.max_sequences ({config.data.max_sequences}) before they are full: raise it"
+    return line
