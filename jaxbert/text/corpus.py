@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from jaxbert.config import DataConfig
 from jaxbert.text import builtin, readers
-from jaxbert.text.readers import Bad, CorpusError, DataSet, TextFile
+from jaxbert.text.datasets import DataSet
+from jaxbert.text.readers import Bad, CorpusError, TextFile
 
 __all__ = ["CorpusError", "Document", "Rejects", "documents", "is_heldout", "listing"]
 
@@ -138,7 +139,8 @@ def _documents(
                 yield Document(text, identity, digest)
     rejects.check(data.max_rejected_share)
     if not accepted:
-        raise CorpusError(f"{', '.join(names)}: the corpus is empty: no document in it has any text")
+        rejected = f"; {rejects.rejected} are rejected" if rejects.rejected else ""
+        raise CorpusError(f"{', '.join(names)}: the corpus is empty: no document in it has any text{rejected}")
 
 
 def _originals(

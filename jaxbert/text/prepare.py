@@ -30,17 +30,9 @@ import tokenizers
 from jaxbert.config import Config, VocabularyConfig
 from jaxbert.text import vocabulary as vocabularies
 from jaxbert.text.corpus import CorpusError, Document, Rejects, documents, is_heldout, listing
-from jaxbert.text.rows import FORMAT_VERSION, PAIRS, Rows, RowsError, RowWriter, atomic_file, write_json
-from jaxbert.text.units import (
-    NUM_SAMPLES,
-    SPLITS,
-    Split,
-    Unit,
-    UnitCutter,
-    UnitSettings,
-    load_unit,
-    smallest_by_hash,
-)
+from jaxbert.text.merge import NOT_IN_FINGERPRINT, merge, store_folder, summary
+from jaxbert.text.rows import FORMAT_VERSION, Rows, RowsError, atomic_file, write_json
+from jaxbert.text.units import NUM_SAMPLES, SPLITS, Split, Unit, UnitCutter, UnitSettings, smallest_by_hash
 from jaxbert.text.vocabulary import Vocabulary
 from jaxbert.text.workers import run_units
 
@@ -52,7 +44,7 @@ PREPARED, SAMPLES, REJECTED, TOKENIZER, UNITS = (
     "units",
 )
 _SECONDS_BETWEEN_MESSAGES = 10
-_NOT_IN_FINGERPRINT = ("rows", "workers", "max_rejected_share", "text", "heldout_text", "vocabulary", "max_length")
+_NOTHING_TO_TRAIN_ON = "no document is left to train on, all are held out: lower data.heldout_share or add to data.text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +81,10 @@ def prepare(config: Config, on_progress: Callable[[str], None] = lambda message:
     fingerprint = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     folder = root / fingerprint[:12]
     if not (folder / PREPARED).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RowsError(f"{folder}: {error.strerror}: set data.rows to a folder that can be written") from error
         with _locked(folder, on_progress):
             if not (folder / PREPARED).is_file():
                 _make(config, folder, {"fingerprint": fingerprint, "ingredients": ingredients}, on_progress)
@@ -101,7 +96,7 @@ def prepare(config: Config, on_progress: Callable[[str], None] = lambda message:
 def _settings(config: Config) -> dict[str, Any]:
     """Everything but the text that decides the rows."""
     data = config.data
-    settings = {k: v for k, v in dataclasses.asdict(data).items() if k not in _NOT_IN_FINGERPRINT}
+    settings = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_IN_FINGERPRINT}
     return {
         "format_version": FORMAT_VERSION,
         "seed": config.seed,
@@ -124,10 +119,8 @@ def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any]) -> pathlib.Pat
     """The one finished folder that was made with these settings from whatever text; None where there are none or several."""
     # As they look after a turn through JSON.
     settings = json.loads(json.dumps(settings))
-    reports = (
-        (path.parent, json.loads(path.read_text(encoding="utf8"))) for path in sorted(root.glob(f"*/{PREPARED}"))
-    )
-    matching = [folder for folder, report in reports if settings.items() <= report["ingredients"].items()]
+    folders = [path.parent for path in sorted(root.glob(f"*/{PREPARED}"))]
+    matching = [folder for folder in folders if settings.items() <= _report(folder)["ingredients"].items()]
     return matching[0] if len(matching) == 1 else None
 
 
@@ -139,10 +132,6 @@ def _vocabulary_ingredients(config: VocabularyConfig) -> dict[str, Any]:
 
 def _lengths(config: Config) -> tuple[int, ...]:
     return tuple(sorted({phase.max_length for phase in config.phases()}))
-
-
-def _store(folder: pathlib.Path, split: Split, max_length: int) -> pathlib.Path:
-    return folder / f"{split}-{max_length}"
 
 
 @contextmanager
@@ -157,10 +146,17 @@ def _locked(folder: pathlib.Path, on_progress: Callable[[str], None]) -> Iterato
         yield
 
 
+def _report(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / PREPARED).read_text(encoding="utf8"))
+    except ValueError as error:
+        raise RowsError(f"{folder / PREPARED}: damaged: delete {folder} and prepare the rows again") from error
+
+
 def _found(folder: pathlib.Path) -> Prepared:
-    report = json.loads((folder / PREPARED).read_text(encoding="utf8"))
+    report = _report(folder)
     stores: dict[tuple[Split, int], pathlib.Path] = {
-        (split, n): _store(folder, split, n) for split in SPLITS for n in report["ingredients"]["lengths"]
+        (split, n): store_folder(folder, split, n) for split in SPLITS for n in report["ingredients"]["lengths"]
     }
     for store in stores.values():
         Rows.open(store)
@@ -177,7 +173,7 @@ def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progr
     manifests, samples = {}, set()
     for split in SPLITS:
         described = {"fingerprint": report["fingerprint"], "num_documents": counts[split]}
-        merged, found = _merge([units / name for name in names[split]], folder, split, settings, described)
+        merged, found = merge([units / name for name in names[split]], folder, split, settings, described)
         manifests |= merged
         samples |= found
     with atomic_file(folder / SAMPLES) as file:
@@ -187,7 +183,7 @@ def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progr
     write_json(folder / PREPARED, report | {"documents": dict(counts), "stores": stores})
     shutil.rmtree(units)
     for name, manifest in manifests.items():
-        on_progress(_summary(name, manifest, config))
+        on_progress(summary(name, manifest, config))
 
 
 def _tokenizer(config: Config, folder: pathlib.Path, on_progress: Callable[[str], None]) -> tokenizers.Tokenizer:
@@ -197,9 +193,8 @@ def _tokenizer(config: Config, folder: pathlib.Path, on_progress: Callable[[str]
         if vocabulary.path is None:
             on_progress(f"vocabulary: learning {vocabulary.size} tokens")
             rejects = Rejects()
-            texts = (d.text for split, d in _split_documents(config, rejects) if split == "train")
             with _noted(rejects, folder):
-                tokenizer = vocabularies.train_tokenizer(texts, vocabulary)
+                tokenizer = vocabularies.train_tokenizer(_training_texts(config, rejects), vocabulary)
         else:
             tokenizer = vocabularies.load_tokenizer(vocabulary.path, vocabulary.lowercase)
         temporary = folder / f".{TOKENIZER}.{os.getpid()}.tmp"
@@ -208,6 +203,16 @@ def _tokenizer(config: Config, folder: pathlib.Path, on_progress: Callable[[str]
         temporary.rename(place)
     # Always as it was saved: a second call gets the same.
     return vocabularies.load_tokenizer(str(place))
+
+
+def _training_texts(config: Config, rejects: Rejects) -> Iterator[str]:
+    found = False
+    for split, document in _split_documents(config, rejects):
+        if split == "train":
+            found = True
+            yield document.text
+    if not found:
+        raise CorpusError(_NOTHING_TO_TRAIN_ON)
 
 
 @contextmanager
@@ -288,55 +293,9 @@ def _units(config: Config, rejects: Rejects, counts: Counter[str]) -> Iterator[U
 
 def _check_both_sides(counts: Counter[str]) -> None:
     if not counts["train"]:
-        raise CorpusError(
-            "no document is left to train on, all are held out: lower data.heldout_share or add to data.text"
-        )
+        raise CorpusError(_NOTHING_TO_TRAIN_ON)
     if not counts["heldout"]:
-        raise CorpusError("no document was held out: raise data.heldout_share or name data.heldout_text")
-
-
-def _merge(
-    files: list[pathlib.Path], folder: pathlib.Path, split: Split, settings: UnitSettings, described: dict[str, Any]
-) -> tuple[dict[str, dict[str, Any]], set[str]]:
-    """Join a split's units into its stores, in order; the manifests by store name, and the sample sentences."""
-    vocabulary = settings.vocabulary
-    writers = {n: RowWriter(_store(folder, split, n), settings.layout(n), vocabulary.pad_id) for n in settings.lengths}
-    counts: dict[int, Counter[str]] = {n: Counter() for n in settings.lengths}
-    samples: set[str] = set()
-    for path in files:
-        result = load_unit(path, settings)
-        samples |= set(result.samples)
-        for length, writer in writers.items():
-            writer.write(result.rows[length])
-            counts[length].update(result.counts[length])
-    ids = ("size", "pad_id", "unk_id", "cls_id", "sep_id", "mask_id", "special_ids")
-    described = described | {"vocabulary": {name: getattr(vocabulary, name) for name in ids}}
-    data = dataclasses.asdict(settings.data)
-    described["settings"] = {k: v for k, v in data.items() if k not in _NOT_IN_FINGERPRINT} | {"seed": settings.seed}
-    manifests = {}
-    for length, writer in writers.items():
-        pairs = {kind: counts[length].pop(kind, 0) for kind in PAIRS}
-        manifest = writer.finish(
-            **described, pairs=pairs, **{k: counts[length][k] for k in ("truncated_tokens", "dropped_tokens")}
+        number = f"none of the {counts['train']} documents is" if counts["train"] > 1 else "the only document is not"
+        raise CorpusError(
+            f"{number} held out: raise data.heldout_share, name data.heldout_text, or cut the text finer (data.document_split)"
         )
-        if not manifest["num_rows"]:
-            side = "training" if split == "train" else "held-out"
-            raise RowsError(f"the {side} documents give no sequence of {length} tokens: they hold too little text")
-        manifests[_store(folder, split, length).name] = manifest
-    return manifests, samples
-
-
-def _summary(name: str, manifest: dict[str, Any], config: Config) -> str:
-    """A line on a store, with what a user may want to change."""
-    pairs, per_row = manifest["pairs"], manifest["num_sequences"] / manifest["num_rows"]
-    line = (
-        f"rows: {name}: {manifest['num_rows']:,} rows, {manifest['num_tokens']:,} tokens, "
-        f"{manifest['fill']:.1%} filled, {per_row:.2f} sequences a row"
-    )
-    if pairs["next"] + pairs["random"]:
-        line += f", {pairs['random'] / (pairs['next'] + pairs['random']):.1%} of the pairs random or swapped"
-    elif config.data.pairs != "none":
-        line += "; no document has two sentences, so there are no pairs and NSP learns nothing"
-    if config.data.packing and manifest["fill"] < 0.98 and per_row > 0.5 * config.data.max_sequences:
-        line += f"; rows end at data.max_sequences ({config.data.max_sequences}) before they are full: raise it"
-    return line

@@ -1,4 +1,4 @@
-"""Files and data sets of raw text: finding them, taking the compression off, and reading their records in blocks.
+"""Files of raw text: finding them, taking the compression off, and reading their records in blocks.
 
 Nothing here holds a whole file: text comes in blocks of 1 MiB, records one by one.
 """
@@ -9,7 +9,6 @@ import glob
 import gzip
 import json
 import pathlib
-import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ _COMPRESSIONS = (".gz", ".zst", ".bz2")
 _KNOWN = ", ".join(_FORMATS) + ", each also with " + ", ".join(_COMPRESSIONS)
 # What differs when a file's content does, from the best evidence to the weakest; file systems each have their own name.
 _MODIFIED = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
-_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
 _READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
@@ -68,13 +66,15 @@ def find_files(source: str) -> list[TextFile]:
     A directory gives the files below it whose extensions are known; names that begin with a dot are passed over.
     Raises `CorpusError` when there is none, or one that a path or glob names has an unknown extension.
     """
+    if not source:
+        raise CorpusError("data.text has an empty path: name a file, a directory, a glob or builtin")
     try:
         filesystem, path = fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:
         protocol = source.partition("://")[0]
         if isinstance(error, ImportError) and protocol in ("gs", "gcs"):
             raise CorpusError(f"{source}: {protocol}:// needs gcsfs: pip install 'jaxbert[gcs]'") from error
-        raise CorpusError(f"{source}: {_one_line(error)}") from error
+        raise CorpusError(f"{source}: {one_line(error)}") from error
     try:
         if filesystem.isdir(path):
             return _directory(source, filesystem, path)
@@ -83,14 +83,26 @@ def find_files(source: str) -> list[TextFile]:
         if not glob.has_magic(path):
             raise CorpusError(f"{source}: no such file or directory: check the path (relative ones start at {_here()})")
         matches = filesystem.glob(path, detail=True)
-    except OSError as error:
-        raise CorpusError(f"{source}: can't be looked up: {_one_line(error)}") from error
+    except _errors_of(filesystem) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{source}: can't be looked up: {one_line(error)}") from error
     files = [
         _text_file(filesystem, name, info) for name, info in sorted(matches.items()) if info["type"] != "directory"
     ]
     if not files:
-        raise CorpusError(f"{source}: no file matches this pattern (relative ones start at {_here()})")
+        brackets = "; [[] stands for a [ in a name" if "[" in source else ""
+        raise CorpusError(f"{source}: no file matches this pattern (relative ones start at {_here()}{brackets})")
     return files
+
+
+def _is_local(filesystem: Any) -> bool:
+    return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
+
+
+def _errors_of(filesystem: Any) -> tuple[type[Exception], ...]:
+    """What reading can raise: away from the local disk (credentials, HTTP) each client library has classes of its own."""
+    return _READ_ERRORS if _is_local(filesystem) else (Exception,)
 
 
 def _here() -> str:
@@ -114,8 +126,7 @@ def _split_extension(path: str) -> tuple[str, str]:
 
 
 def _text_file(filesystem: Any, path: str, info: dict[str, Any]) -> TextFile:
-    local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
-    name = path if local else filesystem.unstrip_protocol(path)
+    name = path if _is_local(filesystem) else filesystem.unstrip_protocol(path)
     extension, compression = _split_extension(path)
     if not extension:
         raise CorpusError(f"{name}: unknown extension: known are {_KNOWN}")
@@ -149,9 +160,9 @@ def _raw_blocks(file: TextFile) -> Iterator[bytes]:
                 opened = gzip.GzipFile(fileobj=stream) if file.compression == ".gz" else bz2.BZ2File(stream)
             while block := opened.read(BLOCK_BYTES):
                 yield block
-    except _READ_ERRORS as error:
+    except _errors_of(file.filesystem) as error:
         damaged = f"damaged or cut off {file.compression} file" if file.compression else "can't be read"
-        raise CorpusError(f"{file.name}: {damaged}: {_one_line(error)}") from error
+        raise CorpusError(f"{file.name}: {damaged}: {one_line(error)}") from error
 
 
 def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
@@ -215,15 +226,18 @@ def _json_text(line: bytes, field: str) -> bytes | Bad:
     except UnicodeDecodeError:
         return Bad("not UTF-8", sample)
     except (ValueError, RecursionError):
-        return Bad(f"not JSON, so it has no field '{field}'", sample)
+        return Bad(f"the line is no JSON object with a field '{field}'", sample)
     if not isinstance(record, dict) or field not in record:
-        return Bad(f"no field '{field}'", sample)
-    return _encoded(record[field], field)
+        names = ", ".join(list(record)[:10]) if isinstance(record, dict) else ""
+        return Bad(f"no field '{field}'" + (f" (data.text_field), but {names}" if names else ""), sample)
+    return encoded(record[field], field)
 
 
-def _encoded(value: object, field: str) -> bytes | Bad:
+def encoded(value: object, field: str) -> bytes | Bad:
     if isinstance(value, bytes):
         return value.replace(b"\r\n", b"\n")
+    if value is None:
+        return Bad(f"field '{field}' is null", "")
     if not isinstance(value, str):
         return Bad(f"field '{field}' is no text but {type(value).__name__}", str(value)[:200])
     try:
@@ -256,11 +270,13 @@ def parquet_records(file: TextFile, field: str) -> Iterator[bytes | Bad]:
             for batch in table.iter_batches(batch_size=rows, columns=[field]):
                 # As bytes: text that is no UTF-8 is then one bad document, and no error of the file.
                 yield from (
-                    _encoded(text, field)
+                    encoded(text, field)
                     for text in batch.column(0).cast(value).cast(pyarrow.large_binary()).to_pylist()
                 )
-    except (OSError, pyarrow.ArrowException) as error:
-        raise CorpusError(f"{file.name}: can't be read as parquet: {_one_line(error)}") from error
+    except (*_errors_of(file.filesystem), pyarrow.ArrowException) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{file.name}: can't be read as parquet: {one_line(error)}") from error
 
 
 def _seekable(file: TextFile) -> IO[bytes]:
@@ -274,47 +290,6 @@ def _seekable(file: TextFile) -> IO[bytes]:
     return unpacked
 
 
-class DataSet:
-    """A split of a tensorflow-datasets data set, from `tfds:NAME/CONFIG:SPLIT`; TFDS_DATA_DIR says where it lies."""
-
-    def __init__(self, source: str, field: str):
-        """Raises `CorpusError` when there is no such data set, split, or field of text."""
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError as error:
-            raise CorpusError(f"{source}: needs tensorflow-datasets: pip install tensorflow-datasets") from error
-        match = _TFDS.fullmatch(source)
-        if not match:
-            raise CorpusError(f"{source}: not of the form tfds:NAME/CONFIG:SPLIT, such as tfds:wiki40b/en:train")
-        self.source, self._field, self._split = source, field, match["split"]
-        # What goes wrong below is the network's, the disk's or the data set's own: its text is all there is to tell.
-        try:
-            # Its types tell too little of a data set that is known by its name alone.
-            self._builder: Any = tfds.builder(match["name"])
-            if not self._builder.is_prepared():
-                self._builder.download_and_prepare()
-            self._info = self._builder.info.splits[self._split]
-        except Exception as error:
-            raise CorpusError(f"{source}: {_one_line(error)} (TFDS_DATA_DIR says where data sets lie)") from error
-        names = sorted(self._builder.info.features)
-        if field not in names:
-            raise CorpusError(f"{source}: no field '{field}': set data.text_field to one of {', '.join(names)}")
-
-    def listing(self) -> dict[str, Any]:
-        """Name, version and number of records, which change when the content does."""
-        version = f"{self._builder.info.full_name} {self._info.num_examples}"
-        return {"name": self.source, "size": int(self._info.num_bytes), "modified": version}
-
-    def records(self) -> Iterator[bytes | Bad]:
-        """The field of each record as UTF-8, in the order of the files."""
-        import tensorflow_datasets as tfds
-
-        only = tfds.decode.PartialDecoding({self._field: True})
-        data = self._builder.as_dataset(split=self._split, shuffle_files=False, decoders=only)
-        for record in tfds.as_numpy(data):
-            yield _encoded(record[self._field], self._field)
-
-
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from jaxbert.config import VocabularyConfig
+from jaxbert.config import UserError, VocabularyConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _LONG_RUN = re.compile(rf"[^\s\u2e80-\U0003ffff]{{{_LONGEST_RUN},}}")
 _BLOCK_CHARACTERS = 1 << 18
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError):
     """A vocabulary that cannot be learnt or used; its text is one line and names the file."""
 
 

@@ -58,6 +58,7 @@ def _collect(running: dict[Future[None], Unit], on_done: Callable[[Unit], None])
 
 
 def _failed(unit: Unit, reason: str) -> RowsError:
+    reason = " ".join(reason.split())[:300]
     return RowsError(f"unit {unit.index} of the {unit.split} documents failed: {reason}; run again to go on from there")
 
 
@@ -96,12 +97,13 @@ class _Workers:
 
     def _run(self, unit: Unit) -> None:
         try:
-            process = self._idle.get_nowait()
+            process, first_message = self._idle.get_nowait(), b""
         except queue.Empty:
-            process = self._start()
+            process, first_message = self._start(), self._first_message
         assert process.stdin
         assert process.stdout
         try:
+            process.stdin.write(first_message)
             pickle.dump(unit, process.stdin)
             process.stdin.flush()
             error: UserError | str | None = pickle.load(process.stdout)
@@ -128,8 +130,6 @@ class _Workers:
                 process_group=0,
             )
             self._all.append(process)
-        assert process.stdin
-        process.stdin.write(self._first_message)
         return process
 
 
