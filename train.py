@@ -5,6 +5,7 @@ python train.py --config configs/bert_base.py --data.text 'corpus/**/*.txt.gz' -
 python train.py --help                                                # every field of the configuration
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,9 @@ def main() -> int:
     """Run the command line; the exit status."""
     with one_line_errors():
         config = command_line.parse(sys.argv[1:], lambda: command_line.load(TINY), "Pretrain BERT from raw text.")
+        # TensorFlow makes batches here and nothing else: its notes on CPU instructions and oneDNN help nobody.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # Imported late: --help and a misspelt field need neither jax nor TensorFlow.
         from jaxbert.run import pretrain
 

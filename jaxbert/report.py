@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 
 # The arrays of one masked batch, by name.
 Arrays = dict[str, np.ndarray]
-# (input_ids, token_type_ids, sequence_ids, mlm_positions) -> probabilities over the vocabulary at those positions
+# A row to predict in has these arrays, in the order in which the model takes them.
+ROW = ("input_ids", "token_type_ids", "sequence_ids", "position_ids", "mlm_positions")
+# ROW's arrays -> probabilities over the vocabulary at mlm_positions
 Predict = Callable[[Arrays], Float[np.ndarray, "B P V"]]
 
 NUM_EXAMPLES = 5
@@ -96,10 +98,11 @@ def fill_mask_examples(
         hidden = _hidden_position(encoding)
         if hidden is None or len(encoding.ids) > length:
             continue
-        row = {name: np.zeros((1, length), np.int32) for name in ("input_ids", "token_type_ids", "sequence_ids")}
+        row = {name: np.zeros((1, length), np.int32) for name in ROW[:3]}
         row["input_ids"][0, : len(encoding.ids)] = encoding.ids
         row["input_ids"][0, hidden] = mask_id
         row["sequence_ids"][0, : len(encoding.ids)] = 1
+        row["position_ids"] = np.arange(length, dtype=np.int32)[None]
         row["mlm_positions"] = np.full((1, 1), hidden, np.int32)
         probability = predict(row)[0, 0]
         best = np.argsort(-probability)[:NUM_CANDIDATES]

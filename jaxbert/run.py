@@ -7,20 +7,22 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxbert import report, run_folder
+from jaxbert import report as reports
+from jaxbert import run_folder
 from jaxbert.config import Config, DistributedConfig, ModelConfig, Phase, UserError
 from jaxbert.data.pretraining import PretrainingBatches
 from jaxbert.model.bert import BertForPreTraining
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.text.prepare import Prepared, prepare
 from jaxbert.text.rows import Rows
+from jaxbert.text.units import Split
 from jaxbert.text.vocabulary import load_tokenizer
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import evaluate
@@ -33,6 +35,9 @@ from jaxbert.train.step import make_eval_step, make_train_step
 from jaxbert.train.tracking import make_trackers
 from jaxbert.validation import validate
 
+# The arrays of one batch, by name.
+Arrays = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
@@ -44,7 +49,7 @@ class PretrainResult:
     """False: a signal ended the run early; the same call goes on from its checkpoint."""
     metrics: Mapping[str, float]
     """The last held-out evaluation; empty where there was none."""
-    baselines: report.Baselines | None
+    baselines: reports.Baselines | None
     """What guessing reaches on the same rows; None for a run that is not finished."""
 
 
@@ -143,7 +148,7 @@ class _Run:
         finally:
             tracker.close()
 
-    def report(self, outcome: FitResult, seconds: float) -> report.Baselines:
+    def report(self, outcome: FitResult, seconds: float) -> reports.Baselines:
         """Write report.md and curves.png, print the table and the examples."""
         last = self.phases[-1]
         train_rows = self.rows["train", last.max_length]
@@ -151,14 +156,14 @@ class _Run:
         examples = self._examples(outcome.state.params, last)
         vocabulary = self.prepared.vocabulary
         targets = self._heldout(last, whole_batches=True)
-        baselines = report.unigram_baselines(train_rows.token_counts, vocabulary.special_ids, targets)
+        baselines = reports.unigram_baselines(train_rows.token_counts, vocabulary.special_ids, targets)
         if jax.process_index() == 0:
             workdir = Path(self.config.workdir)
-            rows = report.table(dict(outcome.evaluation or {}), baselines)
-            report.draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", baselines)
-            page = report.to_markdown(self.config.name, self._facts(outcome.step, seconds), rows, examples)
+            rows = reports.table(dict(outcome.evaluation or {}), baselines)
+            reports.draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", baselines)
+            page = reports.to_markdown(self.config.name, self._facts(outcome.step, seconds), rows, examples)
             (workdir / "report.md").write_text(page, encoding="utf8")
-            report.show(rows, examples)
+            reports.show(rows, examples)
             _say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
         return baselines
 
@@ -166,24 +171,24 @@ class _Run:
         abstract = abstract_state(self.task, self.optimizer, self.mesh)
         return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    def _batches(self, first_step: int, last_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
         """This process's part of the batches of these steps, phase after phase."""
         for phase in self.phases:
             first, last = max(first_step, phase.first_step), min(last_step, phase.last_step)
             if first < last:
                 source = self._source("train", phase, *process_slice(self.mesh))
                 steps = source.dataset(first - phase.first_step, last - phase.first_step)
-                yield from steps.as_numpy_iterator()
+                yield from cast(Iterator[Arrays], steps.as_numpy_iterator())
 
-    def _heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    def _heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[Arrays]:
         """The held-out batches at a phase's length: this process's part of each, or all of it."""
         index, count = (0, 1) if whole_batches else process_slice(self.mesh)
         source = self._source("heldout", phase, index, count)
         limit = self.config.train.evaluate_batches
         batches = source.num_batches if limit == 0 else min(limit, source.num_batches)
-        yield from source.dataset(0, batches).as_numpy_iterator()
+        yield from cast(Iterator[Arrays], source.dataset(0, batches).as_numpy_iterator())
 
-    def _source(self, split: str, phase: Phase, index: int, count: int) -> PretrainingBatches:
+    def _source(self, split: Split, phase: Phase, index: int, count: int) -> PretrainingBatches:
         return PretrainingBatches(
             self.rows[split, phase.max_length],
             self.config.masking,
@@ -218,21 +223,21 @@ class _Run:
         )
         return {"mfu": per_token * metrics["tokens_per_second"] / (peak * jax.device_count())}
 
-    def _examples(self, params: Any, phase: Phase) -> list[report.Example]:
+    def _examples(self, params: Any, phase: Phase) -> list[reports.Example]:
         model = BertForPreTraining(self.config.model)
 
         @jax.jit
         def probabilities(params: Any, row: dict[str, jax.Array]) -> jax.Array:
-            output = model.apply({"params": params}, **row)
+            output: Any = model.apply({"params": params}, *(row[name] for name in reports.ROW))
             return jax.nn.softmax(output.mlm_logits_BxPxV)
 
-        def predict(row: dict[str, np.ndarray]) -> np.ndarray:
+        def predict(row: Arrays) -> np.ndarray:
             return np.asarray(multihost_utils.process_allgather(probabilities(params, row), tiled=True))
 
         tokenizer = load_tokenizer(str(self.prepared.tokenizer_directory))
-        sentences = report.read_samples(self.prepared.samples)
+        sentences = reports.read_samples(self.prepared.samples)
         mask_id = self.prepared.vocabulary.mask_id
-        return report.fill_mask_examples(sentences, tokenizer, mask_id, predict, phase.max_length)
+        return reports.fill_mask_examples(sentences, tokenizer, mask_id, predict, phase.max_length)
 
     def _facts(self, step: int, seconds: float) -> list[tuple[str, str]]:
         train, heldout = (self.rows[split, self.phases[-1].max_length].manifest for split in ("train", "heldout"))
@@ -270,7 +275,7 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _check_equal_rows(rows: Mapping[tuple[str, int], Rows]) -> None:
+def _check_equal_rows(rows: Mapping[tuple[Split, int], Rows]) -> None:
     if jax.process_count() == 1:
         return
     digests = [shard["sha256"] for place in sorted(rows) for shard in rows[place].manifest["shards"]]

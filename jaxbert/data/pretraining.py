@@ -42,7 +42,7 @@ class PretrainingBatches:
     where B is this process's part of the global batch: process i of n holds the i-th of n contiguous slices.
 
     With shuffle=False it is the evaluation form: every row once, in stored order, masked as in epoch 0; the last batch
-    is filled with rows of padding that weigh nothing, and there are steps_per_epoch batches.
+    is filled with rows of padding that weigh nothing, and there are num_batches batches.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PretrainingBatches:
             raise BatchError(f"process {process_index} of {process_count} does not exist")
         self.num_rows = len(rows)
         self.batch_size = batch_size
-        self.steps_per_epoch = -(-self.num_rows // batch_size)
+        self.num_batches = -(-self.num_rows // batch_size)
         """Steps until every row was seen once; the last of them may reach into the next epoch."""
         self._rows, self._masking, self._max_predictions = rows, masking, max_predictions
         self._seed, self._shuffle = seed, shuffle
@@ -102,8 +102,8 @@ class PretrainingBatches:
     def _check(self, first_step: int, last_step: int) -> None:
         if first_step < 0 or last_step < first_step:
             raise BatchError(f"there are no steps {first_step} to {last_step}")
-        if not self._shuffle and last_step > self.steps_per_epoch:
-            raise BatchError(f"step {last_step - 1} does not exist: an evaluation has {self.steps_per_epoch} batches")
+        if not self._shuffle and last_step > self.num_batches:
+            raise BatchError(f"step {last_step - 1} does not exist: an evaluation has {self.num_batches} batches")
 
     def _read(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
         """(keys, *fields) of this process's rows of a step."""
