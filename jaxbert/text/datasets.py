@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxbert.text.readers import Bad, CorpusError, encoded, one_line
 
+_NODE_NAMES = re.compile(r"\{\{function_node.*?\}\} ?")
 _TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
 
 
@@ -41,10 +42,17 @@ class DataSet:
         return {"name": self.source, "size": int(self._info.num_bytes), "modified": version}
 
     def records(self) -> Iterator[bytes | Bad]:
-        """The field of each record as UTF-8, in the order of the files."""
+        """The field of each record as UTF-8, in an order that is always the same.
+
+        Raises `CorpusError` where the files are damaged or lack records.
+        """
         import tensorflow_datasets as tfds
 
         only = tfds.decode.PartialDecoding({self._field: True})
         data = self._builder.as_dataset(split=self._split, shuffle_files=False, decoders=only)
-        for record in tfds.as_numpy(data):
-            yield encoded(record[self._field], self._field)
+        try:
+            for record in tfds.as_numpy(data):
+                yield encoded(record[self._field], self._field)
+        except Exception as error:
+            reason = _NODE_NAMES.sub("", str(error))
+            raise CorpusError(f"{self.source}: damaged: {one_line(Exception(reason))}") from error

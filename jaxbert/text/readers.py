@@ -9,6 +9,7 @@ import glob
 import gzip
 import json
 import pathlib
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _COMPRESSIONS = (".gz", ".zst", ".bz2")
 _KNOWN = ", ".join(_FORMATS) + ", each also with " + ", ".join(_COMPRESSIONS)
 # What differs when a file's content does, from the best evidence to the weakest; file systems each have their own name.
 _MODIFIED = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
+_FOLDERS_BEFORE_MAGIC = re.compile(r"(?:[^*?\[/]*/)*")
 _READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
@@ -82,18 +84,27 @@ def find_files(source: str) -> list[TextFile]:
             return [_text_file(filesystem, path, filesystem.info(path))]
         if not glob.has_magic(path):
             raise CorpusError(f"{source}: no such file or directory: check the path (relative ones start at {_here()})")
-        matches = filesystem.glob(path, detail=True)
+        return _glob(source, filesystem, path)
     except _errors_of(filesystem) as error:
         if isinstance(error, CorpusError):
             raise
         raise CorpusError(f"{source}: can't be looked up: {one_line(error)}") from error
-    files = [
-        _text_file(filesystem, name, info) for name, info in sorted(matches.items()) if info["type"] != "directory"
+
+
+def _glob(source: str, filesystem: Any, path: str) -> list[TextFile]:
+    matches = sorted(filesystem.glob(path, detail=True).items())
+    # As in a shell: a star stands for a name that begins with a dot only where the pattern has the dot.
+    folders = _FOLDERS_BEFORE_MAGIC.match(path)
+    fixed = max(0, folders.end() - 1 if folders else 0)
+    wanted = [
+        (name, info)
+        for name, info in matches
+        if info["type"] != "directory" and ("/." in path[fixed:] or "/." not in name[fixed:])
     ]
-    if not files:
+    if not wanted:
         brackets = "; [[] stands for a [ in a name" if "[" in source else ""
         raise CorpusError(f"{source}: no file matches this pattern (relative ones start at {_here()}{brackets})")
-    return files
+    return [_text_file(filesystem, name, info) for name, info in wanted]
 
 
 def _is_local(filesystem: Any) -> bool:
@@ -284,8 +295,12 @@ def _seekable(file: TextFile) -> IO[bytes]:
     if not file.compression:
         return file.filesystem.open(file.path, "rb")
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
-    for block in _raw_blocks(file):
-        unpacked.write(block)
+    try:
+        for block in _raw_blocks(file):
+            unpacked.write(block)
+    except CorpusError:
+        unpacked.close()
+        raise
     unpacked.seek(0)
     return unpacked
 
