@@ -25,7 +25,7 @@ _MAX_SAMPLES = 100
 _EARLY_CHECK = 1000
 
 # Ideographic, NO-BREAK and ASCII spaces make a line blank; the next line's indentation goes with the separator.
-_BLANK_LINES = re.compile(rb"\n(?:[ \t\r\f\v]|\xe3\x80\x80|\xc2\xa0)*\n\s*")
+_BLANK_LINES = re.compile(rb"\n(?:(?:[ \t\r\f\v]|\xe3\x80\x80|\xc2\xa0)*\n)+\s*")
 _BLANK = b" \t\n\r\f\v\xe3\x80\xc2\xa0"
 # . ! ? and the ellipsis with closing quotes and brackets before white space; 。 ！ ？ ． with closing brackets.
 _SENTENCE_END = re.compile(
