@@ -159,7 +159,10 @@ def _found(folder: pathlib.Path) -> Prepared:
         (split, n): store_folder(folder, split, n) for split in SPLITS for n in report["ingredients"]["lengths"]
     }
     for store in stores.values():
-        Rows.open(store)
+        try:
+            Rows.open(store)
+        except RowsError as error:
+            raise RowsError(f"{error} (delete {folder} first)") from error
     tokenizer = vocabularies.load_tokenizer(str(folder / TOKENIZER))
     return Prepared(folder, folder / TOKENIZER, stores, Vocabulary.of(tokenizer), folder / SAMPLES, report)
 

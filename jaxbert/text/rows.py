@@ -23,6 +23,7 @@ from jaxbert.text.tokens import Tokens, gather_ranges
 FORMAT_VERSION = 1
 MANIFEST, TOKEN_COUNTS = "manifest.json", "token_counts.npy"
 SHARD_BYTES = 64 << 20
+_WAY_OUT = "prepare the rows again"
 
 PAIRS = ("next", "random", "none", "without_donor")
 
@@ -225,18 +226,14 @@ class Rows:
                 f"{folder}: no finished rows here ({MANIFEST} is missing): run `jaxbert prepare`"
             ) from error
         except ValueError as error:
-            raise RowsError(f"{folder / MANIFEST}: damaged: delete {folder} and run `jaxbert prepare` again") from error
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise RowsError(
-                f"{folder}: rows of format {manifest.get('format_version')}, this is {FORMAT_VERSION}: prepare them again"
-            )
-        for described in [*manifest["shards"], manifest["token_counts"]]:
+            raise RowsError(f"{folder / MANIFEST}: damaged: {_WAY_OUT}") from error
+        try:
+            _check_manifest(folder, manifest)
+            files = [*manifest["shards"], manifest["token_counts"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RowsError(f"{folder / MANIFEST}: damaged: {_WAY_OUT}") from error
+        for described in files:
             _check_file(folder, described, verify)
-        record_bytes = RowLayout(
-            manifest["max_length"], manifest["max_sequences"], manifest["vocabulary"]["size"]
-        ).dtype.itemsize
-        if any(shard["rows"] * record_bytes != shard["bytes"] for shard in manifest["shards"]):
-            raise RowsError(f"{folder / MANIFEST}: rows and bytes contradict each other: prepare the rows again")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
@@ -264,12 +261,20 @@ class Rows:
         }
 
 
+def _check_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise RowsError(f"{folder}: rows of format {version}, this is {FORMAT_VERSION}: {_WAY_OUT}")
+    layout = RowLayout(manifest["max_length"], manifest["max_sequences"], manifest["vocabulary"]["size"])
+    if any(shard["rows"] * layout.dtype.itemsize != shard["bytes"] for shard in manifest["shards"]):
+        raise RowsError(f"{folder / MANIFEST}: rows and bytes contradict each other: {_WAY_OUT}")
+
+
 def _check_file(folder: pathlib.Path, described: dict[str, Any], verify: str) -> None:
     path = folder / described["file"]
-    way_out = f"delete {folder.parent} and prepare the rows again"
     if not path.is_file():
-        raise RowsError(f"{path}: missing: {way_out}")
+        raise RowsError(f"{path}: missing: {_WAY_OUT}")
     if path.stat().st_size != described["bytes"]:
-        raise RowsError(f"{path}: {path.stat().st_size} bytes, the manifest says {described['bytes']}: {way_out}")
+        raise RowsError(f"{path}: {path.stat().st_size} bytes, the manifest says {described['bytes']}: {_WAY_OUT}")
     if verify == "hash" and _vouch(path)["sha256"] != described["sha256"]:
-        raise RowsError(f"{path}: its content does not match the manifest's sha256: {way_out}")
+        raise RowsError(f"{path}: its content does not match the manifest's sha256: {_WAY_OUT}")
