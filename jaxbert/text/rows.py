@@ -42,7 +42,10 @@ class RowLayout:
 
     @property
     def dtype(self) -> np.dtype:
-        """One record. Aligned, so that every field of every record can be read in place."""
+        """One record. Aligned, so that every field of every record can be read in place.
+
+        The bytes that this takes at the end are a field: numpy leaves those of no field as they happen to be.
+        """
         length, sequences = self.max_length, self.max_sequences
         fields = [
             ("input_ids", "<u2" if self.vocab_size <= 1 << 16 else "<u4", (length,)),
@@ -50,7 +53,9 @@ class RowLayout:
             ("nsp_labels", "u1", (sequences,)),
             ("word_starts", "u1", (-(-length // 8),)),
         ]
-        return np.dtype(fields, align=True)
+        record = np.dtype(fields)
+        rest = -record.itemsize % record["input_ids"].base.itemsize
+        return np.dtype([*fields, ("unused", "u1", (rest,))] if rest else fields, align=True)
 
 
 def fill_rows(

@@ -66,6 +66,15 @@ def test_ids_take_two_bytes_where_they_fit(vocab_size: int, kind: str):
     assert rows["input_ids"][0, :3].tolist() == [CLS, vocab_size - 1, SEP]
 
 
+@pytest.mark.parametrize("layout", [RowLayout(16, 2, 200), RowLayout(32, 1, 200), RowLayout(33, 3, 100_000)])
+def test_every_byte_of_a_record_belongs_to_a_field(layout: RowLayout):
+    # numpy copies fields; bytes between them would be left to chance, and no two runs would write the same.
+    kind = layout.dtype
+    assert sum(kind[name].itemsize for name in kind.names or ()) == kind.itemsize
+    assert kind.itemsize % kind["input_ids"].base.itemsize == 0
+    assert kind.isalignedstruct
+
+
 LAYOUT = RowLayout(16, 2, 200)
 
 
