@@ -349,7 +349,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def test_workers_end_with_a_killed_coordinator(config: Config, tmp_path: pathlib.Path):
     whole = prepare(elsewhere(config, "whole"))
-    # The third unit's worker says who it is and then takes its time, as with a unit of gigabytes.
+    # Each worker says who it is; from the third unit on they take their time, so that they are killed at work.
     (tmp_path / "jaxbert_slow.py").write_text(
         "import os, pathlib, time\n"
         "from jaxbert.text import units, workers\n"
@@ -369,11 +369,10 @@ def test_workers_end_with_a_killed_coordinator(config: Config, tmp_path: pathlib
     """
     coordinator = start(changed(config, workers=2), patch)
     rows = pathlib.Path(config.workdir) / "rows"
-    wait_for(lambda: len(list(rows.glob("*/units/*.npz"))) >= 2 or coordinator.poll() is not None)
+    wait_for(lambda: len(list(rows.glob("*/units/*.npz"))) >= 2 and len(list(seen.iterdir())) == 2)
     coordinator.kill()
     assert coordinator.wait(60) == -signal.SIGKILL
     pids = [int(path.name) for path in seen.iterdir()]
-    assert len(pids) == 2
     wait_for(lambda: not any(is_running(pid) for pid in pids))
     prepared, messages = messages_of(changed(config, workers=2))
     assert any("units were there from an earlier call" in message for message in messages)
