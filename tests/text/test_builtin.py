@@ -203,8 +203,8 @@ PROSE = [
         ======  ==========
         mode    meaning
         ======  ==========
-        'r'     read it
-        'w'     write it
+        read    a cell that reads like a sentence
+        write   and another one for the file
         ======  ==========
 
         +-------+--------+
@@ -212,7 +212,7 @@ PROSE = [
         +-------+--------+
 
         ```python
-        x = open(path)
+        # a comment that reads like a sentence of the text
         ```
 
         After the tables the text goes on as before.

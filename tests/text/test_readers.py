@@ -5,6 +5,7 @@ import gzip
 import json
 import pathlib
 import struct
+import tracemalloc
 from collections.abc import Callable
 
 import fsspec
@@ -167,6 +168,13 @@ def test_a_jsonl_line_has_a_bound(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     first, long, last = jsonl_records(find_files(str(tmp_path))[0], "text")
     assert first == b"One."
     assert isinstance(long, readers.Bad)
+    # Nor is the long one held.
+    (tmp_path / "b.jsonl").write_text('{"text": "' + "x" * (8 << 20) + '"}\n')
+    tracemalloc.start()
+    list(jsonl_records(find_files(str(tmp_path / "b.jsonl"))[0], "text"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
     assert long.reason.startswith("line above")
     assert last == b"y" * (1 << 13)
 
