@@ -32,8 +32,12 @@ def masked_accuracy(
 ) -> Sums:
     """Weighted number of targets whose label has the highest logit (the first, of equals), and the sum of the weights."""
     weights = weights.astype(jnp.float32)
-    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return jnp.sum(correct * weights), jnp.sum(weights)
+    # Not argmax: XLA reduces (value, index) pairs one by one on CPUs, which took 8 % of a small model's step.
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+    # Negated, so that a NaN beats the label and never counts as a correct answer.
+    earlier = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) < labels[..., None]
+    beaten = jnp.any(jnp.where(earlier, ~(logits < label_logits), ~(logits <= label_logits)), axis=-1)
+    return jnp.sum(~beaten * weights), jnp.sum(weights)
 
 
 def mean(sums: Sums) -> Float[Array, ""]:

@@ -85,3 +85,13 @@ def test_accuracy_by_hand():
     logits = jnp.array([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.0, 1.0], [5.0, 5.0, 5.0]])
     total, weight = masked_accuracy(logits, jnp.array([1, 1, 2, 1]), jnp.array([1.0, 1.0, 0.5, 1.0]))
     assert (float(total), float(weight)) == (1.5, 3.5)
+
+
+def test_of_equal_logits_the_first_is_the_answer_and_nan_is_none():
+    logits = np.array(
+        [[1, 2, 2, 0], [1, 2, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0], [np.nan] * 4, [1, np.nan, 0, 0]], np.float32
+    )
+    labels = np.array([1, 2, 0, 3, 0, 0])
+    for row, label, right in zip(logits, labels, [1, 0, 1, 0, 0, 0], strict=True):
+        correct, weight = masked_accuracy(row[None], np.array([label]), np.ones(1, np.float32))
+        assert (float(correct), float(weight)) == (right, 1.0)
