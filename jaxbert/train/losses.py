@@ -35,7 +35,7 @@ def masked_accuracy(
     # Not argmax: XLA reduces (value, index) pairs one by one on CPUs, which took 8 % of a small model's step.
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)
     # Negated, so that a NaN beats the label and never counts as a correct answer.
-    earlier = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) < labels[..., None]
+    earlier = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) < labels[..., None]
     beaten = jnp.any(jnp.where(earlier, ~(logits < label_logits), ~(logits <= label_logits)), axis=-1)
     return jnp.sum(~beaten * weights), jnp.sum(weights)
 
