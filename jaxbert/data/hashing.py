@@ -5,6 +5,8 @@ the number of processes. The mixer is the output function of SplitMix64 (Steele,
 pseudorandom number generators", figure 16, with the constants of Stafford's variant 13).
 """
 
+import enum
+
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64, UInt64
@@ -14,6 +16,13 @@ GOLDEN = 0x9E3779B97F4A7C15
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _WORD = (1 << 64) - 1
+
+
+class Use(enum.IntEnum):
+    """What keys are for: keys of different uses never meet, whatever their other parts. The numbers decide every batch."""
+
+    ORDER = 1
+    MASKS = 2
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -37,9 +46,9 @@ def counters(count: int, stream: int) -> np.ndarray:
     return steps * np.uint64(GOLDEN)
 
 
-def keys(seed: int, *parts: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """One key for each tuple (seed, parts[0][i], parts[1][i], ...); the parts broadcast against each other."""
+def keys(seed: int, use: Use, *parts: Int64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """One key for each tuple (seed, use, parts[0][i], parts[1][i], ...); the parts broadcast against each other."""
     state = mix(np.array([(seed * GOLDEN) & _WORD], np.uint64))
-    for part in parts:
+    for part in (use, *parts):
         state = mix((state + np.uint64(GOLDEN)) ^ (np.asarray(part).astype(np.uint64) * _FACTORS[0]))
     return state

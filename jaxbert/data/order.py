@@ -30,7 +30,7 @@ def row_indices(
     if not shuffle or num_rows == 1:
         return epochs, places
     first_epoch, last_epoch = first_example // num_rows, (first_example + count) // num_rows
-    table = hashing.keys(seed, np.arange(first_epoch, last_epoch + 1), np.arange(_ROUNDS)[:, None])
+    table = hashing.keys(seed, hashing.Use.ORDER, np.arange(first_epoch, last_epoch + 1), np.arange(_ROUNDS)[:, None])
     round_keys = table[:, epochs - first_epoch]
     side = np.uint64(math.isqrt(num_rows - 1) + 1)
     rows = _feistel(places.astype(np.uint64), round_keys, side)

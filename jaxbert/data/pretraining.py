@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
-from jaxbert.config import MaskingConfig
+from jaxbert.config import MaskingConfig, UserError
 from jaxbert.data import hashing, masking, order
 
 
-class BatchError(ValueError):
+class BatchError(UserError):
     """Batches that cannot be made; its text is one line."""
 
 
@@ -48,7 +48,7 @@ class PretrainingBatches:
     def __init__(
         self,
         rows: RowSource,
-        masking: MaskingConfig,
+        masking_config: MaskingConfig,
         max_predictions: int,
         batch_size: int,
         seed: int,
@@ -56,7 +56,10 @@ class PretrainingBatches:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """batch_size is the global one. Raises BatchError when it is not a multiple of process_count, or without rows."""
+        """batch_size is the global one, max_predictions that of a row.
+
+        Raises BatchError when the batch cannot be shared evenly by the processes, or there are no rows.
+        """
         if len(rows) == 0:
             raise BatchError("the row store is empty: there is no row to make batches of")
         if batch_size < 1 or batch_size % process_count:
@@ -68,35 +71,48 @@ class PretrainingBatches:
         self.num_rows = len(rows)
         self.batch_size = batch_size
         self.num_batches = -(-self.num_rows // batch_size)
-        """Steps until every row was seen once; the last of them may reach into the next epoch."""
-        self._rows, self._masking, self._max_predictions = rows, masking, max_predictions
-        self._seed, self._shuffle = seed, shuffle
+        """Batches until every row was seen once; with shuffle the last of them may reach into the next epoch."""
+        self._rows, self._seed, self._shuffle = rows, seed, shuffle
         self._slice_size = batch_size // process_count
         self._slice_start = process_index * self._slice_size
         sample = rows.read(np.zeros(1, np.int64))
         self._fields = {name: (sample[name].dtype, sample[name].shape[1:]) for name in _FIELDS}
-        self._make = tf.function(self._batch, input_signature=[tf.TensorSpec([], tf.int64)])
+        self._shape = masking.BatchShape(
+            rows=self._slice_size,
+            length=sample["input_ids"].shape[1],
+            sequences=sample["lengths"].shape[1],
+            predictions=max_predictions,
+        )
+        specials = masking.Specials.of(rows.manifest["vocabulary"])
+        self._mask = masking.compiled(self._shape, masking_config, specials)
+        self._make = tf.function(self._batch, input_signature=[tf.TensorSpec([], tf.int64)], autograph=False)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's slice of the global batch of `step`. Raises BatchError for a step that does not exist."""
         self._check(step, step + 1)
-        return {name: value.numpy() for name, value in self._make(tf.constant(step, tf.int64)).items()}
+        # Where TensorFlow sees an accelerator: that one is JAX's.
+        with tf.device("CPU:0"):
+            made = self._make(tf.constant(step, tf.int64))
+        return {name: value.numpy() for name, value in made.items()}
 
     def dataset(self, first_step: int, last_step: int, threads: int = 0, prefetch: int = 2) -> tf.data.Dataset:
         """The batches of first_step .. last_step - 1, in order.
 
-        threads: those that make batches, one batch each at a time; 0: one per core, at most 8. prefetch: batches that are kept ready.
-        Raises BatchError for steps that do not exist.
+        threads: those that make batches, one batch each at a time; 0: one for each core, at most 8. prefetch: batches
+        that are kept ready. Raises BatchError for steps that do not exist.
         """
         self._check(first_step, last_step)
-        threads = threads or min(8, os.cpu_count() or 1)
+        threads = threads or min(8, _num_cores())
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = threads
         options.threading.max_intra_op_parallelism = 1
         options.autotune.enabled = False
+        # There is nothing to rewrite in this graph, and looking takes longer than a hundred batches.
+        options.experimental_optimization.apply_default_optimizations = False
         dataset = tf.data.Dataset.range(first_step, last_step)
-        dataset = dataset.map(self._make, num_parallel_calls=threads if threads > 1 else None, deterministic=True)
+        # With one thread a parallel map would only add a hand-over.
+        dataset = dataset.map(self._make, num_parallel_calls=threads) if threads > 1 else dataset.map(self._make)
         return dataset.prefetch(prefetch).with_options(options)
 
     def _check(self, first_step: int, last_step: int) -> None:
@@ -112,11 +128,11 @@ class PretrainingBatches:
         real = count if self._shuffle else min(max(self.num_rows - first, 0), count)
         epochs, rows = order.row_indices(first, real, self.num_rows, self._seed, self._shuffle)
         raw = self._rows.read(rows)
-        keys = hashing.keys(self._seed, epochs, rows)
+        keys = hashing.keys(self._seed, hashing.Use.MASKS, epochs, rows)
         if real == count:
             return keys, *(raw[name] for name in _FIELDS)
         filler = count - real
-        padding = {"input_ids": self._rows.manifest["vocabulary"]["pad_id"], "nsp_labels": 2}
+        padding = {"input_ids": self._rows.manifest["vocabulary"]["pad_id"], "nsp_labels": masking.NO_LABEL}
         filled = []
         for name in _FIELDS:
             dtype, shape = self._fields[name]
@@ -127,11 +143,13 @@ class PretrainingBatches:
         dtypes = [tf.uint64] + [tf.as_dtype(dtype) for dtype, _ in self._fields.values()]
         keys_B, *tensors = tf.numpy_function(self._read, [step], dtypes, stateful=False)
         keys_B.set_shape([self._slice_size])
-        for tensor, (_, shape) in zip(tensors, self._fields.values(), strict=True):
+        raw: dict[str, tf.Tensor] = {}
+        for (name, (_, shape)), tensor in zip(self._fields.items(), tensors, strict=True):
             tensor.set_shape([self._slice_size, *shape])
-        raw = dict(zip(_FIELDS, tensors, strict=True))
-        vocabulary = self._rows.manifest["vocabulary"]
-        batch = masking.mask_batch(raw, keys_B, self._masking, self._max_predictions, vocabulary)
-        for name, value in batch.items():
-            batch[name] = tf.ensure_shape(value, [self._slice_size, value.shape[1]])
-        return batch
+            raw[name] = tensor
+        return self._mask(raw, keys_B)
+
+
+def _num_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
