@@ -196,6 +196,8 @@ class MeshConfig:
     """Devices that share the batch and each hold a part of every parameter."""
     tensor: int = 1
     """Devices that share heads, feed-forward width and vocabulary of one layer."""
+    cpu_devices: int = 1
+    """Devices that the CPU is presented as, when it is what trains. A small model trains faster with one a core."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Nothing is decided here that a room below decides; this file is the order in whi
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxbert import report as reports
 from jaxbert import run_folder
-from jaxbert.config import Config, DistributedConfig, ModelConfig, Phase, UserError
+from jaxbert.config import Config, ModelConfig, Phase, UserError
 from jaxbert.data.pretraining import PretrainingBatches
 from jaxbert.model.bert import BertForPreTraining
 from jaxbert.tasks.pretraining import PretrainingTask
@@ -60,7 +61,7 @@ def pretrain(config: Config) -> PretrainResult:
     configuration or with the run in the folder, and each room's own errors for text, rows, checkpoints and trackers.
     """
     started = time.monotonic()
-    _initialize(config.distributed)
+    _initialize(config)
     validate(config, jax.device_count())
     workdir = Path(config.workdir)
     run_folder.check_same_run(config, workdir)
@@ -252,7 +253,15 @@ class _Run:
         ]
 
 
-def _initialize(distributed: DistributedConfig) -> None:
+def _initialize(config: Config) -> None:
+    """Settle what jax settles once in a process, unless the caller already did."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.mesh.cpu_devices > 1 and "xla_force_host_platform_device_count" not in flags:
+        try:
+            jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+        except RuntimeError:
+            _say(f"mesh.cpu_devices ({config.mesh.cpu_devices}) comes too late: this process has used jax already")
+    distributed = config.distributed
     if distributed.initialize and not jax.distributed.is_initialized():
         jax.distributed.initialize(distributed.coordinator_address, distributed.num_processes, distributed.process_id)
 

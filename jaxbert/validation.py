@@ -18,7 +18,7 @@ POSITIVE = """
     data.max_sequences data.passes data.unit_megabytes masking.share masking.max_span_words
     optimizer.peak_learning_rate optimizer.epsilon train.num_steps train.batch_size train.accumulation_steps
     train.max_nonfinite_steps train.log_every train.evaluate_every train.prefetch checkpoint.every checkpoint.keep_last
-    mesh.fsdp mesh.tensor
+    mesh.fsdp mesh.tensor mesh.cpu_devices
 """.split()
 NOT_NEGATIVE = """
     seed data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
