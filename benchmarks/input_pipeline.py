@@ -2,10 +2,11 @@
 
     python benchmarks/input_pipeline.py [--rows FOLDER ...]
 
-Ours is all that `train.py` does between the rows on disk and a batch in numpy: order, reading, masking, positions, labels.
-The peer gets the same rows, already in memory with their special tokens marked, and its best settings (lists or arrays in,
-NumPy or torch out, 32 or 256 rows at a time); "masking alone" is the peer without collation, on one array that it is handed. Its whole-word
-variant gets offsets that say where words start. Real tokens are counted, no padding, in millions per second.
+Ours is all that `train.py` does between the rows on disk and a batch in NumPy: order, reading, masking, positions,
+labels. The peer gets the same rows, already in memory with their special tokens marked, and its best settings (lists
+or arrays in, NumPy or torch out, 32 or 256 rows at a time); "its masking alone" is the peer without collation, on
+arrays. Its whole-word variant gets offsets that say where words start. Real tokens are counted, no padding, in
+millions a second.
 
 Without --rows the rows are made of the built-in corpus: unpacked from its documents strung together (most are far shorter
 than 512 tokens), packed from the documents as they are. The process keeps to one core; preparing the rows does not.

@@ -1,8 +1,8 @@
 """Counter-based randomness: the same 64-bit hash in numpy and in TensorFlow.
 
-A random number is a pure function of its key and its counter, so it depends neither on the batch that it is drawn in nor on
-the number of processes. The mixer is the output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable
-pseudorandom number generators", figure 16, with the constants of Stafford's variant 13).
+A random number is a pure function of its key and its counter, so it depends neither on the batch that it is drawn in
+nor on the number of processes. The mixer is the output function of SplitMix64 (Steele, Lea and Flood 2014, "Fast
+splittable pseudorandom number generators", figure 16, with the constants of Stafford's variant 13).
 """
 
 import enum
@@ -19,7 +19,7 @@ _WORD = (1 << 64) - 1
 
 
 class Use(enum.IntEnum):
-    """What keys are for: keys of different uses never meet, whatever their other parts. The numbers decide every batch."""
+    """What keys are for: those of different uses do not meet. The numbers decide every batch."""
 
     ORDER = 1
     MASKS = 2
@@ -41,7 +41,7 @@ def mix_tensor(x: tf.Tensor) -> tf.Tensor:
 
 
 def counters(count: int, stream: int) -> np.ndarray:
-    """uint64 [count]: the offsets to add to a key to draw `count` numbers of a stream; streams are 2**32 numbers apart."""
+    """uint64 [count]: what to add to a key to draw `count` numbers of a stream; streams are 2**32 numbers apart."""
     steps = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(stream << 32)
     return steps * np.uint64(GOLDEN)
 

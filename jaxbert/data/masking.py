@@ -1,10 +1,10 @@
 """Masked-LM masking as TensorFlow operations on whole batches of rows.
 
-What is drawn for a row is a function of its key alone (the hash of seed, epoch and row), so masks depend neither on the
-batch around the row nor on the number of processes. Which tokens are chosen stands in selection.py; here stand what becomes of
-them, and the rest of the batch that follows from the lengths of the sequences.
+What is drawn for a row is a function of its key alone (the hash of seed, epoch and row), so masks depend neither on
+the batch around the row nor on the number of processes. Which tokens are chosen stands in selection.py; here stand
+what becomes of them, and the rest of the batch that follows from the lengths of the sequences.
 
-Everything is integers of static shape, so that XLA compiles a batch into a few loops and every machine makes the same masks.
+Everything is integers of static shape: XLA compiles a batch into a few loops, and every machine makes the same masks.
 Shapes: B rows, L tokens in a row, S sequences in a row, P predictions in a row.
 """
 

@@ -1,8 +1,8 @@
 """The order of the rows: a stateless permutation of every epoch, so that any step's rows can be named at once.
 
-Example e of a run is row `permutation(seed, e // num_rows)[e % num_rows]`. The permutation is a Feistel network over the
-cells of a square that is just large enough for all rows, walked until it lands on a row again (Black and Rogaway 2002,
-"Ciphers with arbitrary finite domains", section 4): O(1) memory, a few microseconds a row.
+Example e of a run is row `permutation(seed, e // num_rows)[e % num_rows]`. The permutation is a Feistel network over
+the cells of a square that is just large enough for all rows, walked until it lands on a row again (Black and Rogaway
+2002, "Ciphers with arbitrary finite domains", section 4): O(1) memory, about a microsecond a row.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The pretraining input: batches of masked rows, addressed by step.
 
-There is no iterator state: example e of a run is row `order.row_indices(e, ...)`, masked with the key of (seed, epoch, row), so
-the batch of any step can be made at once, in any process.
+There is no iterator state: example e of a run is row `order.row_indices(e, ...)`, masked with the key of (seed, epoch,
+row), so the batch of any step can be made at once, in any process.
 """
 
 import os

@@ -7,10 +7,10 @@ _WORD_BITS = 16
 
 
 def set_positions(marks_BxL: tf.Tensor, length: int, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(int32 [B, count], bool [B, count]): the positions of the first `count` marks, ascending, and which of them there are.
+    """(int32, bool) [B, count]: the positions of the first `count` marks, ascending, and which of them there are.
 
-    The marks are packed into words of 16 bits; the n-th mark is found by its word, then by halving the word. Where there
-    is no n-th mark its position is 0.
+    The marks are packed into words of 16 bits; the n-th mark is found by its word, then by halving the word. Where
+    there is no n-th mark its position is 0.
     """
     num_words = -(-length // _WORD_BITS)
     padded_BxWx16 = tf.reshape(pad_columns(marks_BxL, length, num_words * _WORD_BITS), [-1, num_words, _WORD_BITS])

@@ -1,11 +1,12 @@
 """Which tokens are masked: single tokens, whole words, or spans of words, each sequence to its own budget.
 
 BERT shuffles the units (tokens, or words) of a sequence, walks through them, and takes each unit that still fits into
-the budget (`create_masked_lm_predictions` in google-research/bert, create_pretraining_data.py). Here a unit's place in the
-random order is the hash of its first token, and nothing is sorted: a search finds a point of the order before which all
-units fit, and from there the walk goes unit by unit, in all sequences of the batch at once. The outcome is the same.
+the budget (`create_masked_lm_predictions` in google-research/bert, create_pretraining_data.py). Here a unit's place
+in the random order is the hash of its first token, and nothing is sorted: a search finds a point of the order before
+which all units fit, and from there the walk goes unit by unit, in all sequences of the batch at once. The outcome is
+the same.
 
-Differs from BERT: a special token inside a word ([UNK] from a Chinese word segmenter) parts the word; [UNK] is never masked.
+Differs from BERT: [UNK] is never masked, and parts a word that it is inside of (from a Chinese word segmenter).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from jaxbert.config import MaskingConfig
 from jaxbert.data import hashing
 
 ORDER_BITS = 22
-"""Bits of a token's hash, from the highest, that its place in the order may use; the others are free for other draws."""
+"""Bits of a token's hash, from the highest, that its place in the order may use; the others are free."""
 _NEVER = np.int32(np.iinfo(np.int32).max)
 """Behind every place in the order."""
 _SEARCH_STEPS = 12
@@ -87,8 +88,8 @@ def choose(
 def budgets(totals_BxS: tf.Tensor, length: int, slots: int, share: float, max_predictions: int) -> tf.Tensor:
     """int32 [B, S]: how many tokens to predict of a sequence of n real tokens: min(P, max(1, round(n * share))).
 
-    Python's own rounding, from a table, as in BERT. Differs from BERT: where the sequences of a packed row want more than
-    P together, the last ones get less.
+    Python's own rounding, from a table, as in BERT. Differs from BERT: where the sequences of a packed row want more
+    than P together, the last ones get less.
     """
     table = [0] + [min(max_predictions, max(1, round(n * share))) for n in range(1, length + 1)]
     wanted_BxS = tf.gather(np.array(table, np.int32), totals_BxS)
@@ -148,9 +149,7 @@ def unit_heads(rows: Sequences, words_BxL: tf.Tensor) -> tf.Tensor:
         words_B = tf.bitwise.right_shift(coded_B, np.int16(1))
         words_left_B = tf.where(tf.bitwise.bitwise_and(coded_B, np.int16(1)) == 1, none_B, words_left_B)
         head_B = tf.where((words_B > 0) & (words_left_B == 0), tf.cast(position, head_B.dtype), head_B)
-        words_left_B = tf.where(words_left_B == 0, words_B, words_left_B) - tf.where(
-            words_B > 0, np.int16(1), np.int16(0)
-        )
+        words_left_B = tf.where(words_left_B == 0, words_B, words_left_B) - tf.cast(words_B > 0, words_B.dtype)
         return position + 1, words_left_B, head_B, heads.write(position, head_B)
 
     heads = tf.TensorArray(tf.uint16, rows.length, element_shape=none_B.shape)

@@ -8,19 +8,20 @@ A backend that was asked for and cannot serve raises `AttentionError`; none ever
 
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import spmd
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu_flash
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxbert.config import UserError
 from jaxbert.model.dropout import dropout
 
 Backend = Literal["explicit", "xla", "cudnn", "tpu_flash"]
 
 
-class AttentionError(ValueError):
+class AttentionError(UserError):
     """An attention backend that cannot serve what was asked of it."""
 
 
@@ -121,7 +122,7 @@ def _tpu_flash(query, key, value, sequence_ids_BxL):
     if jax.sharding.get_abstract_mesh().empty:
         return kernel(query, key, value, sequence_ids_BxL)
     # The partitioner cannot split a Pallas kernel: each device runs it on its own rows and heads.
-    tokens = nn.logical_to_mesh_axes(("batch", None, "heads", None))
-    ids = nn.logical_to_mesh_axes(("batch", None))
+    tokens = spmd.logical_to_mesh_axes(("batch", None, "heads", None))
+    ids = spmd.logical_to_mesh_axes(("batch", None))
     sharded = jax.shard_map(kernel, in_specs=(tokens, tokens, tokens, ids), out_specs=tokens, check_vma=False)
     return sharded(query, key, value, sequence_ids_BxL)

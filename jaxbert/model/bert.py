@@ -1,6 +1,6 @@
 """The compositions that people import: the encoder, and BERT with its two pretraining heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -35,13 +35,14 @@ class BertEncoder(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=cast(Any, (nn.broadcast, nn.broadcast, nn.broadcast)),
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = scanned(config)
+            layers: Any = scanned(config)
         else:
-            self.layers = [block(config) for _ in range(config.num_layers)]
+            layers = [block(config) for _ in range(config.num_layers)]
+        self.layers = layers
 
     def __call__(
         self,

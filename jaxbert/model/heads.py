@@ -1,12 +1,15 @@
 """The pretraining heads: masked LM (decoder tied to the word embeddings) and next sentence prediction."""
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen import spmd
 from jaxtyping import Array, Float
 
 from jaxbert.config import ModelConfig
-from jaxbert.model.encoder import activation, compute_dtype, initial, layer_norm, zeros
+from jaxbert.model.encoder import activation, compute_dtype, flat_dot_general, initial, layer_norm, zeros
 
 # Finite, so that sums with it stay finite; exp(it - any logit) is 0 in float32.
 PADDING_LOGIT = -1e9
@@ -26,17 +29,21 @@ class MlmHead(nn.Module):
             dtype=dtype,
             kernel_init=initial(config, "embed", None),
             bias_init=zeros("embed"),
+            dot_general=flat_dot_general,
             name="dense",
         )(hidden_BxPxD)
         x_BxPxD = layer_norm(config, "layer_norm")(activation(config)(x_BxPxD))
-        bias_V = self.param("bias", zeros("vocab"), (config.padded_vocab_size,), jnp.float32)
+        bias_V = cast(jax.Array, self.param("bias", zeros("vocab"), (config.padded_vocab_size,), jnp.float32))
         # Through the bias, padding is masked at the cost of one vector; softmax then gives its table rows no gradient.
-        bias_V = jnp.where(jnp.arange(config.padded_vocab_size) < config.vocab_size, bias_V, PADDING_LOGIT)
+        real_V = jnp.arange(config.padded_vocab_size) < cast(int, config.vocab_size)
+        bias_V = jnp.where(real_V, bias_V, PADDING_LOGIT)
         # float32 out of the products: the loss subtracts logits of like size.
-        logits_BxPxV = jax.lax.dot_general(
-            x_BxPxD, table_VxD.astype(dtype), (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        x_RxD = x_BxPxD.reshape(-1, config.hidden_size)
+        logits_RxV = jax.lax.dot_general(
+            x_RxD, table_VxD.astype(dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )
-        return nn.with_logical_constraint(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
+        logits_BxPxV = logits_RxV.reshape(*x_BxPxD.shape[:2], -1)
+        return spmd.with_logical_constraint(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
 
 
 class NspHead(nn.Module):

@@ -45,7 +45,7 @@ def raw(
     length: int,
     labels: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Rows as the store gives them, from lists without padding: every row has the same number of (first, second) lengths."""
+    """Rows as the store gives them, from lists without padding; each row has as many (first, second) lengths."""
     padded = np.zeros((len(ids), length), np.uint16)
     bits = np.zeros((len(ids), length), bool)
     for row, (row_ids, row_starts) in enumerate(zip(ids, starts, strict=True)):
@@ -61,7 +61,7 @@ def raw(
 
 
 def text_rows(num_rows: int, length: int, slots: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows as prepared text has them: [CLS] a [SEP] b [SEP], a fifth of the sequences without b, words of 1 to 4 tokens."""
+    """Rows as prepared text has them: [CLS] a [SEP] b [SEP], a fifth of them without b; words of 1 to 4 tokens."""
     rng = np.random.default_rng(seed)
 
     def text(count: int) -> tuple[list[int], list[int]]:
@@ -87,9 +87,10 @@ def text_rows(num_rows: int, length: int, slots: int = 1, seed: int = 0) -> dict
 
 
 def wild_rows(num_rows: int, length: int, slots: int, seed: int) -> dict[str, np.ndarray]:
-    """Rows that no text gives: any ids, special ones anywhere, sequences without [CLS], words across borders, no sequence at all.
+    """Rows that no text gives: special ids anywhere, sequences without [CLS], words across borders.
 
-    Of every eight rows one is all padding, one has special tokens alone, one is a single word, one has words of 2 tokens.
+    Of every eight rows one is all padding, one has special tokens alone, one is a single word, one has words of two
+    tokens.
     """
     rng = np.random.default_rng(seed)
     fields: list[list[Any]] = [[], [], []]

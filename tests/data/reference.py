@@ -1,6 +1,6 @@
-"""BERT's masking in slow, plain Python integers: one row at a time, as create_pretraining_data.py walks through a sequence.
+"""BERT's masking in slow, plain Python: one row at a time, as create_pretraining_data.py walks through a sequence.
 
-The draws are those that jaxbert documents (a 64-bit hash for each token, keyed by row); everything else is written anew.
+The draws are those that jaxbert documents (a 64-bit hash for each token, keyed by row); all else is written anew.
 """
 
 from collections.abc import Sequence

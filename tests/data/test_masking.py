@@ -66,6 +66,7 @@ def test_random_tokens_are_uniform_and_none_is_special():
         rows, masked(rows, keys_of(2000), MaskingConfig(mask_share=0.0, random_share=1.0), 20)
     )
     counts = np.bincount(becomes, minlength=VOCABULARY["size"])
+    assert len(counts) == VOCABULARY["size"]
     assert counts[sorted(SPECIAL)].sum() == 0
     expected = len(becomes) / len(TEXT_IDS)
     # 293 counts of about 120, each beyond 6 standard deviations with a probability of about 1e-8.

@@ -123,7 +123,7 @@ def test_span_lengths_are_inverse_to_their_number():
 
 
 def test_masked_spans_follow_the_drawn_lengths():
-    # In one long segment of words of one token: of the spans that are chosen, 6/11, 3/11 and 2/11 have 1, 2 and 3 words.
+    # One long segment of words of one token: 6/11, 3/11 and 2/11 of the chosen spans have 1, 2 and 3 words.
     num_rows, length = 250, 512
     rows = raw(np.full((num_rows, length), 60), np.ones((num_rows, length)), [[(length, 0)]] * num_rows, length)
     config, keys = MaskingConfig(unit="span"), keys_of(num_rows)
@@ -131,12 +131,12 @@ def test_masked_spans_follow_the_drawn_lengths():
     for positions, key in zip(chosen_of(masked(rows, keys, config, 77)), keys.tolist(), strict=True):
         spans = units_of([60] * length, [True] * length, key, 0, length, config, set(SPECIAL))
         chosen = set(positions)
-        # The last span is cut by the row's end; a budget's rest takes what fits, one span a row: both are left out.
+        # The row's end cuts the last span.
         counts.update(len(span) for span in spans[:-1] if chosen.issuperset(span))
     total = counts.total()
     assert total > 10_000
     for words, share in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)):
-        # The rest that only short spans fit into shifts the shares by less than 1 in 77; 5 standard deviations beside it.
+        # The end of a budget, where only short spans fit, shifts a share by less than 1 in 77; and 5 deviations.
         assert abs(counts[words] / total - share) < 1 / 77 + 5 * (share * (1 - share) / total) ** 0.5
 
 

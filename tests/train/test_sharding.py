@@ -11,7 +11,6 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-import jaxbert.model.encoder
 from jaxbert.config import MeshConfig, ModelConfig, OptimizerConfig
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.train import sharding
@@ -87,7 +86,7 @@ def test_every_axis_of_every_activation_has_a_rule(monkeypatch):
         assert len(names) == x.ndim
         return x
 
-    monkeypatch.setattr(jaxbert.model.encoder.nn, "with_logical_constraint", record)
+    monkeypatch.setattr(nn.spmd, "with_logical_constraint", record)
     jax.eval_shape(PretrainingTask(TINY).init, jax.random.key(0))
     assert {"batch", "mlp"} <= seen
     assert seen - {None} <= set(rule_table(RULES))

@@ -1,0 +1,213 @@
+"""A pretraining step of BERT (forward, backward, clipping, AdamW; dropout 0.1, MLM + NSP) against transformers on torch.
+
+    python benchmarks/train_step.py [--model base|large] [--length N ...] [--batch N] [--dtype float32|bfloat16]
+
+Ours is the step that `train.py` runs. The peer is `BertForPreTraining` with fused AdamW, SDPA attention and the faster of eager and
+`torch.compile`; its labels are -100 where nothing is masked, as transformers wants them. Both see the same rows, and real
+tokens per second count no padding. Without arguments: base, 4 rows of 128, float32 on a CPU; on a GPU base and large in
+bfloat16 at 128 and 512. Without torch or transformers, or where torch does not see the GPU, there is no peer.
+"""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from measure import Measurement, alternate, parser, show
+
+from jaxbert.config import MeshConfig, ModelConfig, OptimizerConfig
+from jaxbert.tasks.pretraining import PretrainingTask
+from jaxbert.train.flops import model_flops, peak_flops
+from jaxbert.train.optimizer import make_optimizer, make_schedule
+from jaxbert.train.sharding import make_mesh, put_batch
+from jaxbert.train.state import create_state
+from jaxbert.train.step import make_train_step
+
+SIZES = {
+    "base": {},
+    "large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096},
+    # To see in seconds that the script works.
+    "mini": {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "intermediate_size": 1024},
+}
+VOCABULARY, MASK = 30522, 103
+OPTIMIZER = OptimizerConfig(warmup_steps=0, schedule="constant")
+Batch = dict[str, np.ndarray]
+Side = Callable[[], object]
+
+
+def make_batch(rows: int, length: int) -> Batch:
+    """Rows of one sequence, a tenth of them short, 15 % of the tokens masked."""
+    generator = np.random.default_rng(0)
+    short = generator.random((rows, 1)) < 0.1
+    lengths = np.where(short, generator.integers(length // 4, length, (rows, 1)), length)
+    columns = np.broadcast_to(np.arange(length), (rows, length))
+    real = columns < lengths
+    predictions = -(-15 * length // 100)
+    chosen = np.argsort(np.where(real & (columns > 0), generator.random((rows, length)), 2.0), axis=1)[:, :predictions]
+    targets = np.arange(predictions)[None, :] < np.round(0.15 * lengths)
+    positions = np.where(targets, chosen, 0)
+    ids = generator.integers(1000, VOCABULARY, (rows, length)) * real
+    labels = np.take_along_axis(ids, positions, axis=1) * targets
+    masked = ids.copy()
+    np.put_along_axis(masked, chosen, np.where(targets, MASK, np.take_along_axis(ids, chosen, axis=1)), axis=1)
+    integers = {
+        "input_ids": masked,
+        "token_type_ids": (columns >= lengths // 2) & real,
+        "sequence_ids": real,
+        "position_ids": columns * real,
+        "mlm_positions": positions,
+        "mlm_labels": labels,
+        "cls_positions": np.zeros((rows, 1)),
+        "nsp_labels": generator.integers(0, 2, (rows, 1)),
+    }
+    floats = {"mlm_weights": targets, "nsp_weights": np.ones((rows, 1))}
+    return {name: values.astype(np.int32) for name, values in integers.items()} | {
+        name: values.astype(np.float32) for name, values in floats.items()
+    }
+
+
+def jaxbert_side(model: ModelConfig, batch: Batch) -> Side:
+    """One step of ours, from a host batch to the metrics on the host."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    task, key = PretrainingTask(model), jax.random.key(0)
+    optimizer = make_optimizer(OPTIMIZER, 1000, jax.eval_shape(task.init, key))
+    state, shardings = create_state(task, optimizer, 0, mesh)
+    step = make_train_step(task, optimizer, make_schedule(OPTIMIZER, 1000), shardings, mesh, seed=0)
+
+    def run() -> object:
+        nonlocal state
+        state, metrics = step(state, put_batch(batch, mesh))
+        return jax.device_get(metrics)
+
+    return run
+
+
+def torch_side(model: ModelConfig, batch: Batch, compiled: bool) -> Side:
+    """One step of the peer, from a host batch to the loss on the host."""
+    import torch
+    import transformers
+
+    device = torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+    )
+    config._attn_implementation = "sdpa"
+    peer: Any = transformers.BertForPreTraining(config)
+    peer = peer.to(device).train()
+    plain = [p for p in peer.parameters() if p.ndim == 1]
+    decayed = [p for p in peer.parameters() if p.ndim > 1]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": OPTIMIZER.weight_decay}]
+    rate, betas = OPTIMIZER.peak_learning_rate, (OPTIMIZER.beta1, OPTIMIZER.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, eps=OPTIMIZER.epsilon, fused=True)
+    forward: Any = torch.compile(peer) if compiled else peer
+    labels = np.full(batch["input_ids"].shape, -100)
+    rows, columns = np.nonzero(batch["mlm_weights"])
+    labels[rows, batch["mlm_positions"][rows, columns]] = batch["mlm_labels"][rows, columns]
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "token_type_ids": batch["token_type_ids"],
+        "attention_mask": batch["sequence_ids"],
+        "labels": labels,
+        "next_sentence_label": batch["nsp_labels"][:, 0],
+    }
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == "bfloat16")
+
+    def run() -> object:
+        tensors = {name: torch.from_numpy(values).long().to(device) for name, values in inputs.items()}
+        with bfloat16:
+            loss = forward(**tensors).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), OPTIMIZER.max_grad_norm, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return run
+
+
+def peer_sides(model: ModelConfig, batch: Batch, choice: str) -> dict[str, Side]:
+    """The peer as it is and compiled, each that works here."""
+    if choice == "none" or not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        return {}
+    import torch
+
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        print("torch sees no GPU: no peer")
+        return {}
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high")
+    sides = {}
+    for name in ("eager", "compiled"):
+        if choice not in ("best", name):
+            continue
+        side = torch_side(model, batch, name == "compiled")
+        try:
+            side()
+        except Exception as error:
+            # Whatever keeps torch.compile from working (no C++ compiler, for one) leaves the eager peer.
+            print(f"the {name} peer does not work here: {str(error).splitlines()[0][:100]}")
+            continue
+        sides[name] = side
+    return sides
+
+
+def measure(size: str, length: int, options: argparse.Namespace) -> list[Measurement]:
+    """Tokens per second of both sides, and our model-FLOPs utilisation where the device's peak is known."""
+    model = ModelConfig(vocab_size=VOCABULARY, dtype=options.dtype, **SIZES[size])
+    batch = make_batch(options.batch, length)
+    tokens = int(batch["sequence_ids"].sum())
+    peers = peer_sides(model, batch, options.peer)
+    ours, *theirs = alternate([jaxbert_side(model, batch), *peers.values()], options.rounds, warmup=2)
+    for name, seconds in zip(peers, theirs, strict=True):
+        print(f"{size}, {options.batch} x {length}: peer {name} {1000 * seconds:.1f} ms, ours {1000 * ours:.1f} ms")
+    name = f"{size}, {options.batch} x {length}, {options.dtype}"
+    promised = 1.7 if (size, options.batch, length, options.dtype) == ("base", 4, 128, "float32") and theirs else None
+    peer = tokens / min(theirs) if theirs else None
+    measurements = [Measurement(name, tokens / ours, peer, "real tokens/s", promised)]
+    peak = peak_flops(jax.devices()[0].device_kind)
+    if peak:
+        flops = model_flops(
+            model,
+            tokens=tokens,
+            attended_length=float(np.sum(batch["sequence_ids"].sum(axis=1) ** 2) / tokens),
+            predictions=float(batch["mlm_weights"].sum()),
+            sequences=options.batch,
+        )
+        share = flops / ours / peak
+        measurements.append(Measurement(f"{name}: model FLOPs", 100 * share, None, "% of the bf16 peak"))
+    return measurements
+
+
+def main() -> None:
+    """Measure the chosen sizes and lengths."""
+    on_gpu = jax.default_backend() == "gpu"
+    options = parser(__doc__)
+    options.add_argument("--model", choices=SIZES, help="default: base; on a GPU base and large")
+    options.add_argument("--length", type=int, nargs="+", help="default: 128; on a GPU 128 and 512")
+    options.add_argument("--batch", type=int, help="rows; default: 4, on a GPU 16,384 tokens' worth")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
+    options.add_argument("--rounds", type=int, default=15, help="timed steps of each side")
+    options.add_argument("--peer", choices=["best", "eager", "compiled", "none"], default="best")
+    options = options.parse_args()
+    if options.quick:
+        options.rounds, options.model = 3, options.model or "mini"
+    sizes = [options.model] if options.model else ["base", "large"] if on_gpu else ["base"]
+    lengths = options.length or ([128, 512] if on_gpu else [128])
+    measurements, rows = [], options.batch
+    for size in sizes:
+        for length in lengths:
+            options.batch = rows or (16384 // length if on_gpu else 4)
+            measurements += measure(size, length, options)
+    show(measurements, options.json)
+
+
+if __name__ == "__main__":
+    main()
