@@ -48,13 +48,12 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    with jax.named_scope("optimizer"):
+    def apply() -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updated = (optax.apply_updates(state.params, updates), opt_state)
-        # Not `lax.cond`: a choice by element fuses into the update, which then writes the donated state in place.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (state.params, state.opt_state)
-        )
+        return optax.apply_updates(state.params, updates), opt_state
+
+    with jax.named_scope("optimizer"):
+        params, opt_state = jax.lax.cond(finite, apply, lambda: (state.params, state.opt_state))
     skipped = 1 - finite.astype(jnp.int32)
     new_state = TrainState(
         step=state.step + 1,
