@@ -2,11 +2,11 @@
 
     python train.py
 
-Reaches @@FIGURE@@
+Reaches 14.2 % held-out MLM accuracy (a guesser of the most frequent token: 5.4 %) and 71.9 % NSP accuracy after 1,900 steps.
 
-At this budget (a few million tokens) speed counts more than size. What was tried at equal CPU time: width 128 instead of 64,
-vocabularies of 8,192, batches of 4, 8 and 32 rows, four times fewer heads' width; each ended lower. An initializer range of 0.1
-instead of BERT's 0.02 (which is meant for a width of 768) lets attention get going hundreds of steps earlier.
+At this budget, a few million tokens, speed counts more than size: width 128 reached 13.5 % in nearly twice the processor time, a vocabulary
+of 8,192 or batches of 4 or 32 rows less. An initializer range of 0.1 serves a width of 64 as BERT's 0.02 serves 768. Two devices on one CPU
+keep both cores at work where XLA would use one.
 """
 
 from jaxbert.config import (
@@ -38,7 +38,7 @@ def get_config() -> Config:
         ),
         data=DataConfig(packing=True, vocabulary=VocabularyConfig(size=4096)),
         optimizer=OptimizerConfig(peak_learning_rate=4e-3, warmup_steps=200, beta2=0.98),
-        train=TrainConfig(num_steps=2800, batch_size=16, log_every=50, evaluate_every=400, evaluate_batches=0),
-        checkpoint=CheckpointConfig(every=400),
+        train=TrainConfig(num_steps=1900, batch_size=16, log_every=50, evaluate_every=500, evaluate_batches=0),
+        checkpoint=CheckpointConfig(every=500),
         mesh=MeshConfig(cpu_devices=2),
     )

@@ -131,13 +131,11 @@ class PretrainingBatches:
         keys = hashing.keys(self._seed, hashing.Use.MASKS, epochs, rows)
         if real == count:
             return keys, *(raw[name] for name in _FIELDS)
-        filler = count - real
-        padding = {"input_ids": self._rows.manifest["vocabulary"]["pad_id"], "nsp_labels": masking.NO_LABEL}
-        filled = []
-        for name in _FIELDS:
-            dtype, shape = self._fields[name]
-            filled.append(np.concatenate([raw[name], np.full((filler, *shape), padding.get(name, 0), dtype)]))
-        return np.concatenate([keys, np.zeros(filler, np.uint64)]), *filled
+        # Zeros, and so sequences of no token, which weigh nothing.
+        filler = {name: np.zeros((count - real, *shape), dtype) for name, (dtype, shape) in self._fields.items()}
+        filler["input_ids"][:] = self._rows.manifest["vocabulary"]["pad_id"]
+        filled = (np.concatenate([raw[name], filler[name]]) for name in _FIELDS)
+        return np.concatenate([keys, np.zeros(count - real, np.uint64)]), *filled
 
     def _batch(self, step: tf.Tensor) -> dict[str, tf.Tensor]:
         dtypes = [tf.uint64] + [tf.as_dtype(dtype) for dtype, _ in self._fields.values()]

@@ -200,6 +200,7 @@ def _greedy(rows: Sequences, units: Units, budgets_BxS: tf.Tensor) -> tf.Tensor:
         fits_BxL = units.last_BxL & (units.sizes_BxL <= rows.at_tokens(left_BxS))
         fitting_Bx1xL = tf.where(fits_BxL, units.places_BxL, _NEVER)[:, None, :]
         next_BxS = _reduce(rows, tf.reduce_min, tf.where(fitting_Bx1xL > behind_BxS[:, :, None], fitting_Bx1xL, _NEVER))
+        # A place of a later slot: this one is done. It would choose nothing, and yet walk on to the end of the row.
         return tf.where(next_BxS <= last_places_S, next_BxS, _NEVER)
 
     def some(next_BxS: tf.Tensor, *_: object) -> tf.Tensor:

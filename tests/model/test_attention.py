@@ -59,7 +59,7 @@ def test_softmax_runs_in_float32_under_bfloat16():
     output = attend(*arrays, ones)
     assert output.dtype == jnp.bfloat16
     np.testing.assert_allclose(
-        np.asarray(output, np.float64), by_hand(*(x.astype(jnp.float32) for x in arrays), ones), rtol=0, atol=2e-3
+        np.asarray(output, np.float64), by_hand(*(x.astype(jnp.float32) for x in arrays), ones), rtol=0, atol=4e-3
     )
 
 
