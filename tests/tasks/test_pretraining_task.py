@@ -1,80 +1,122 @@
-"""Pretraining's loss terms: sums and weights over real targets, and nothing from what has no target."""
+"""The pretraining task: its sums and weights against numpy, what weight 0 leaves out, alpha.
 
+`tests/train/test_step.py` has the golden metrics of one step, packed rows, and gradients without targets.
+"""
+
+import dataclasses
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from jaxbert.config import ModelConfig
+from jaxbert.model.bert import BertForPreTraining
 from jaxbert.tasks.pretraining import PretrainingTask
-from jaxbert.train.losses import mean
 
 MODEL = ModelConfig(
-    vocab_size=50, hidden_size=8, num_layers=1, num_heads=2, intermediate_size=16, max_position_embeddings=12
+    vocab_size=50,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=8,
+    initializer_range=0.5,
 )
-TERMS = ["mlm_accuracy", "mlm_loss", "nsp_accuracy", "nsp_loss"]
+TASK = PretrainingTask(MODEL)
+ROWS, LENGTH, PREDICTIONS, SEQUENCES = 4, 8, 3, 2
 
 
-def batch(mlm_weights, nsp_weights) -> dict[str, np.ndarray]:
-    """Two rows of 12 tokens with three predictions and one sequence each."""
-    draw = np.random.default_rng(0)
-    rows = np.ones((2, 12), np.int32)
+@pytest.fixture(scope="module")
+def params():
+    return nn.unbox(jax.jit(TASK.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def forward(params):
+    """Sums and weights as numpy, of a batch and a dropout key."""
+    run = jax.jit(TASK.forward)
+    return lambda batch, key=None: jax.tree.map(np.asarray, run(params, batch, key))
+
+
+@pytest.fixture
+def batch():
+    """Rows of two sequences, with ragged targets; one sequence has no NSP label, and weights differ from 1."""
+    generator = np.random.default_rng(0)
+    mlm_weights = np.array([[1, 1, 1], [1, 0.5, 0], [0, 0, 0], [1, 1, 0]], np.float32)
     return {
-        "input_ids": draw.integers(5, 50, (2, 12)).astype(np.int32),
-        "token_type_ids": rows * 0,
-        "sequence_ids": rows,
-        "position_ids": rows * np.arange(12, dtype=np.int32)[None],
-        "mlm_positions": np.array([[1, 4, 6], [2, 3, 0]], np.int32),
-        "mlm_labels": np.array([[7, 8, 9], [10, 11, 0]], np.int32),
-        "mlm_weights": np.array(mlm_weights, np.float32),
-        "cls_positions": np.zeros((2, 1), np.int32),
-        "nsp_labels": np.array([[0], [1]], np.int32),
-        "nsp_weights": np.array(nsp_weights, np.float32),
+        "input_ids": generator.integers(5, 50, (ROWS, LENGTH)),
+        "token_type_ids": generator.integers(0, 2, (ROWS, LENGTH)),
+        "sequence_ids": np.tile([1, 1, 1, 1, 2, 2, 2, 0], (ROWS, 1)),
+        "position_ids": np.tile([0, 1, 2, 3, 0, 1, 2, 0], (ROWS, 1)),
+        "mlm_positions": generator.integers(1, 7, (ROWS, PREDICTIONS)),
+        "mlm_labels": generator.integers(5, 50, (ROWS, PREDICTIONS)),
+        "mlm_weights": mlm_weights,
+        "cls_positions": np.tile([0, 4], (ROWS, 1)),
+        "nsp_labels": generator.integers(0, 2, (ROWS, SEQUENCES)),
+        "nsp_weights": np.array([[1, 1], [1, 0], [1, 1], [1, 1]], np.float32),
     }
 
 
-@pytest.fixture(scope="module")
-def task() -> PretrainingTask:
-    return PretrainingTask(MODEL, alpha=0.5)
+def by_hand(logits, labels, weights):
+    """(loss sum, accuracy sum, weight) in float64."""
+    logits = np.asarray(logits, np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    return (losses * weights).sum(), ((logits.argmax(-1) == labels) * weights).sum(), weights.sum()
 
 
-@pytest.fixture(scope="module")
-def params(task: PretrainingTask):
-    return task.init(jax.random.key(1))
+def test_terms_are_weighted_sums_and_their_weights(params, forward, batch):
+    inputs = [batch[name] for name in ("input_ids", "token_type_ids", "sequence_ids", "position_ids")]
+    logits = jax.jit(BertForPreTraining(MODEL).apply)(
+        {"params": params}, *inputs, batch["mlm_positions"], batch["cls_positions"]
+    )
+    sums = forward(batch)
+    assert set(sums) == {"mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy"}
+    for head, values in zip(("mlm", "nsp"), logits, strict=True):
+        loss, accuracy, weight = by_hand(values, batch[f"{head}_labels"], batch[f"{head}_weights"])
+        assert sums[f"{head}_loss"] == pytest.approx((loss, weight), rel=1e-5)
+        assert sums[f"{head}_accuracy"] == pytest.approx((accuracy, weight), rel=1e-6)
+    # From the data alone, before anything is computed.
+    assert {name: float(weight) for name, weight in TASK.weights(batch).items()} == {"mlm_loss": 6.5, "nsp_loss": 7.0}
+    assert (sums["mlm_loss"][1], sums["nsp_loss"][1]) == (6.5, 7.0)
 
 
-def terms(task, params, values) -> dict[str, tuple[float, float]]:
-    return {name: (float(total), float(weight)) for name, (total, weight) in task.forward(params, values, None).items()}
+def test_targets_without_weight_count_for_nothing(forward, batch):
+    """A sequence without an NSP label, an unused slot, a row without maskable tokens: their labels do not matter."""
+    other = dict(batch)
+    for head, classes in (("mlm", 50), ("nsp", 2)):
+        labels = batch[f"{head}_labels"]
+        other[f"{head}_labels"] = np.where(batch[f"{head}_weights"] > 0, labels, (labels + 1) % classes)
+    changed = jax.tree.leaves(jax.tree.map(np.array_equal, other, batch))
+    assert changed.count(False) == 2
+    jax.tree.map(np.testing.assert_array_equal, forward(other), forward(batch))
 
 
-def test_terms_are_sums_over_real_targets(task, params):
-    whole = terms(task, params, batch([[1, 1, 1], [1, 1, 0]], [[1], [1]]))
-    assert sorted(whole) == TERMS
-    assert {name: weight for name, (_, weight) in whole.items()} == {
-        "mlm_loss": 5, "mlm_accuracy": 5, "nsp_loss": 2, "nsp_accuracy": 2
-    }  # fmt: skip
-    first = terms(task, params, batch([[1, 1, 1], [0, 0, 0]], [[1], [0]]))
-    second = terms(task, params, batch([[0, 0, 0], [1, 1, 0]], [[0], [1]]))
-    for name in TERMS:
-        assert first[name][0] + second[name][0] == pytest.approx(whole[name][0], rel=1e-5)
-        assert first[name][1] + second[name][1] == whole[name][1]
-    assert whole["mlm_loss"][0] / 5 == pytest.approx(np.log(50), rel=0.05)
-    assert whole["nsp_loss"][0] / 2 == pytest.approx(np.log(2), rel=0.05)
+@pytest.mark.parametrize("padding", [False, True])
+def test_batch_without_targets_gives_zeros(forward, batch, padding):
+    """Also where there is not even a token to attend to."""
+    empty = batch | {name: np.zeros_like(batch[name]) for name in ("mlm_weights", "nsp_weights")}
+    if padding:
+        empty |= {"sequence_ids": np.zeros_like(batch["sequence_ids"])}
+    assert [float(value) for value in jax.tree.leaves(forward(empty))] == [0.0] * 8
 
 
-def test_weights_are_those_of_the_terms(task, params):
-    values = batch([[1, 1, 0], [1, 0, 0]], [[1], [0]])
-    found = {name: float(weight) for name, weight in task.weights(values).items()}
-    assert found == {"mlm_loss": 3, "nsp_loss": 1}
-    assert task.loss_weights == {"mlm_loss": 1.0, "nsp_loss": 0.5}
+def test_alpha_weighs_the_nsp_loss_alone():
+    assert PretrainingTask(MODEL).loss_weights == {"mlm_loss": 1.0, "nsp_loss": 1.0}
+    assert PretrainingTask(MODEL, alpha=0.25).loss_weights == {"mlm_loss": 1.0, "nsp_loss": 0.25}
 
 
-def test_no_target_at_all_is_a_loss_and_a_gradient_of_zero(task, params):
-    values = batch(np.zeros((2, 3)), np.zeros((2, 1)))
+def test_dropout_needs_a_key_and_is_fixed_by_it(forward, batch):
+    dry, first, again, other = (forward(batch, key)["mlm_loss"][0] for key in (None, *map(jax.random.key, (0, 0, 1))))
+    assert first == again
+    assert len({float(dry), float(first), float(other)}) == 3
 
-    def loss(params):
-        found = task.forward(params, values, None)
-        return mean(found["mlm_loss"]) + mean(found["nsp_loss"])
 
-    value, gradients = jax.value_and_grad(loss)(params)
-    assert float(value) == 0.0
-    assert all(np.array_equal(leaf, np.zeros_like(leaf)) for leaf in jax.tree.leaves(gradients))
+def test_parameters_depend_on_the_key_and_carry_axis_names(params):
+    boxes = jax.tree.leaves(
+        jax.eval_shape(TASK.init, jax.random.key(0)), is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
+    assert all(isinstance(box, nn.Partitioned) for box in boxes)
+    again = nn.unbox(jax.jit(PretrainingTask(dataclasses.replace(MODEL)).init)(jax.random.key(1)))
+    table, other = (tree["encoder"]["embeddings"]["word"]["embedding"] for tree in (params, again))
+    assert np.abs(table - other).max() > 0.1
