@@ -252,11 +252,12 @@ def test_a_save_that_fails_in_the_background_raises_later(tmp_path, then, caplog
     checkpoints = Checkpoints(tmp_path, CONFIG)
     checkpoints.save(4, make_state(4))
     checkpoints.wait()
+    wide, narrow = make_state(8, width=100_000), make_state(9)
     # Files beyond this size cannot be written, as on a full disk.
     with _file_size_limit(100_000):
-        checkpoints.save(8, make_state(8, width=100_000))
+        checkpoints.save(8, wide)
         calls = {
-            "save": lambda: checkpoints.save(9, make_state(9)),
+            "save": lambda: checkpoints.save(9, narrow),
             "wait": checkpoints.wait,
             "close": checkpoints.close,
         }
