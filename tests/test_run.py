@@ -212,8 +212,6 @@ def test_two_processes_train_the_same_model(uninterrupted: Config, text_file: pa
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.pop("split") == other.pop("split")
         assert mine == pytest.approx(other, rel=2e-4, abs=1e-6)
-    for mine, other in zip(final_arrays(tmp_path / "run"), final_arrays(uninterrupted.workdir), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=2e-5)
 
 
 def test_errors_are_one_line(text_file: pathlib.Path, tmp_path: pathlib.Path, repository: pathlib.Path):
