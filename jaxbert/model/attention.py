@@ -19,6 +19,8 @@ from jaxbert.config import UserError
 from jaxbert.model.dropout import dropout
 
 Backend = Literal["explicit", "xla", "cudnn", "tpu_flash"]
+TAKES_SOME_QUERIES: tuple[Backend, ...] = ("explicit", "xla")
+"""Backends that can be asked about some of the tokens only; the other kernels want as many queries as keys."""
 
 
 class AttentionError(UserError):
@@ -26,20 +28,23 @@ class AttentionError(UserError):
 
 
 def attend(
-    query_BxLxNxH: Float[Array, "B L N H"],
+    query_BxQxNxH: Float[Array, "B Q N H"],
     key_BxLxNxH: Float[Array, "B L N H"],
     value_BxLxNxH: Float[Array, "B L N H"],
     sequence_ids_BxL: Int[Array, "B L"],
+    query_ids_BxQ: Int[Array, "B Q"] | None = None,
     *,
     backend: Backend = "explicit",
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     one_sequence: bool = False,
-) -> Float[Array, "B L N H"]:
+) -> Float[Array, "B Q N H"]:
     """Softmax attention within each sequence of each row (Vaswani et al. 2017, section 3.2.1).
 
     Args:
       sequence_ids_BxL: 0 is padding, 1..S the sequence that a token belongs to.
+      query_ids_BxQ: those of the queries, where there are queries for some of the tokens only, which the backends in
+        `TAKES_SOME_QUERIES` allow. None: one query for each token.
       backend: the kernel; all but "explicit" need dropout_rate 0 or dropout_key None.
       dropout_rate: share of the attention probabilities that are dropped, where there is a key.
       dropout_key: None: no dropout.
@@ -50,26 +55,34 @@ def attend(
     """
     if dropout_key is None:
         dropout_rate = 0.0
-    _check(backend, query_BxLxNxH, dropout_rate)
-    arrays = (query_BxLxNxH, key_BxLxNxH, value_BxLxNxH, sequence_ids_BxL)
-    if backend == "explicit":
-        return _explicit(*arrays, dropout_rate, dropout_key)
-    if backend == "xla":
-        mask_Bx1xLxL = same_sequence(sequence_ids_BxL)[:, None]
-        return jax.nn.dot_product_attention(*arrays[:3], mask=mask_Bx1xLxL, implementation="xla")
+    _check(backend, query_BxQxNxH, dropout_rate, query_ids_BxQ is not None)
+    arrays = (query_BxQxNxH, key_BxLxNxH, value_BxLxNxH)
+    if backend in TAKES_SOME_QUERIES:
+        mask_Bx1xQxL = same_sequence(sequence_ids_BxL, query_ids_BxQ)[:, None]
+        if backend == "explicit":
+            return _explicit(*arrays, mask_Bx1xQxL, dropout_rate, dropout_key)
+        return jax.nn.dot_product_attention(*arrays, mask=mask_Bx1xQxL, implementation="xla")
     if backend == "cudnn":
-        return _cudnn(*arrays, one_sequence)
-    return _tpu_flash(*arrays)
+        return _cudnn(*arrays, sequence_ids_BxL, one_sequence)
+    return _tpu_flash(*arrays, sequence_ids_BxL)
 
 
-def same_sequence(sequence_ids_BxL: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
+def same_sequence(
+    sequence_ids_BxL: Int[Array, "B L"], query_ids_BxQ: Int[Array, "B Q"] | None = None
+) -> Bool[Array, "B Q L"]:
     """Who may attend to whom: True where query (second axis) and key (third) are of one sequence, padding of none."""
-    same_BxLxL = sequence_ids_BxL[:, :, None] == sequence_ids_BxL[:, None, :]
-    return same_BxLxL & (sequence_ids_BxL != 0)[:, None, :]
+    query_ids_BxQ = sequence_ids_BxL if query_ids_BxQ is None else query_ids_BxQ
+    same_BxQxL = query_ids_BxQ[:, :, None] == sequence_ids_BxL[:, None, :]
+    return same_BxQxL & (sequence_ids_BxL != 0)[:, None, :]
 
 
-def _check(backend: Backend, query: Float[Array, "B L N H"], dropout_rate: float) -> None:
+def _check(backend: Backend, query: Float[Array, "B Q N H"], dropout_rate: float, some_queries: bool) -> None:
     platform = jax.default_backend()
+    if some_queries and backend not in TAKES_SOME_QUERIES:
+        raise AttentionError(
+            f"attention backend {backend!r} needs a query for every token: leave out query_ids or use one of "
+            f"{', '.join(map(repr, TAKES_SOME_QUERIES))}"
+        )
     if backend != "explicit" and dropout_rate > 0.0:
         raise AttentionError(
             f"attention backend {backend!r} has no dropout: set attention_dropout to 0 or attention_backend to 'explicit'"
@@ -86,17 +99,16 @@ def _check(backend: Backend, query: Float[Array, "B L N H"], dropout_rate: float
         )
 
 
-def _explicit(query, key, value, sequence_ids_BxL, dropout_rate, dropout_key):
+def _explicit(query, key, value, mask_Bx1xQxL, dropout_rate, dropout_key):
     # Scaling the queries costs less than scaling the scores, of which there are more.
     query = query * np.asarray(query.shape[-1] ** -0.5, query.dtype)
     # Softmax in float32: bfloat16 has 8 bits of mantissa, and the sum runs over every key.
-    scores_BxNxLxL = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
-    mask_Bx1xLxL = same_sequence(sequence_ids_BxL)[:, None]
+    scores_BxNxQxL = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32)
     # A finite fill: with -inf, a padding query, which has no key at all, would be NaN and poison every gradient.
-    scores_BxNxLxL = jnp.where(mask_Bx1xLxL, scores_BxNxLxL, np.finfo(np.float32).min)
-    weights_BxNxLxL = jax.nn.softmax(scores_BxNxLxL, axis=-1).astype(value.dtype)
-    weights_BxNxLxL = dropout(weights_BxNxLxL, dropout_rate, dropout_key)
-    return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxLxL, value)
+    scores_BxNxQxL = jnp.where(mask_Bx1xQxL, scores_BxNxQxL, np.finfo(np.float32).min)
+    weights_BxNxQxL = jax.nn.softmax(scores_BxNxQxL, axis=-1).astype(value.dtype)
+    weights_BxNxQxL = dropout(weights_BxNxQxL, dropout_rate, dropout_key)
+    return jnp.einsum("bnqk,bknh->bqnh", weights_BxNxQxL, value)
 
 
 def _cudnn(query, key, value, sequence_ids_BxL, one_sequence):

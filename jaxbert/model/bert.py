@@ -1,5 +1,6 @@
 """The compositions that people import: the encoder, and BERT with its two pretraining heads."""
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -50,15 +51,18 @@ class BertEncoder(nn.Module):
         token_type_ids: Int[Array, "B L"],
         sequence_ids: Int[Array, "B L"],
         position_ids: Int[Array, "B L"] | None = None,
+        positions: Int[Array, "B Q"] | None = None,
         *,
         deterministic: bool = True,
         one_sequence: bool = False,
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "B Q D"]:
         """Hidden states of the last block, in the compute type.
 
         Args:
           sequence_ids: 0 is padding, 1..S the sequence that a token belongs to; a token sees its own sequence alone.
           position_ids: count from 0 within each sequence. None: 0, 1, 2, ... along the row.
+          positions: where along the row hidden states are wanted; the last block computes no others (but for its keys and
+            values, and in a scanned stack, where all blocks are alike). None: everywhere.
           deterministic: False: dropout, from the rng stream "dropout".
           one_sequence: a promise that every row holds at most one sequence, from position 0 on ("cudnn" is faster then).
         """
@@ -66,10 +70,12 @@ class BertEncoder(nn.Module):
             position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None, :], input_ids.shape)
         x_BxLxD = self.embeddings(input_ids, token_type_ids, position_ids, deterministic)
         if self.config.scan_layers:
-            return self.layers(x_BxLxD, sequence_ids, deterministic, one_sequence)[0]
-        for layer in self.layers:
-            x_BxLxD, _ = layer(x_BxLxD, sequence_ids, deterministic, one_sequence)
-        return x_BxLxD
+            x_BxLxD, _ = self.layers(x_BxLxD, sequence_ids, deterministic, one_sequence)
+            return x_BxLxD if positions is None else at_positions(x_BxLxD, positions)
+        *blocks, last = self.layers
+        for block in blocks:
+            x_BxLxD, _ = block(x_BxLxD, sequence_ids, deterministic, one_sequence)
+        return last(x_BxLxD, sequence_ids, deterministic, one_sequence, positions)[0]
 
     def word_table(self) -> Float[Array, "V D"]:
         """The word embeddings, padded rows included: the decoder of the MLM head."""
@@ -108,7 +114,8 @@ class BertForPreTraining(nn.Module):
         """
         if cls_positions is None:
             cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
-        hidden_BxLxD = self.encoder(
+        encode = functools.partial(
+            self.encoder,
             input_ids,
             token_type_ids,
             sequence_ids,
@@ -116,6 +123,10 @@ class BertForPreTraining(nn.Module):
             deterministic=deterministic,
             one_sequence=cls_positions.shape[1] == 1,
         )
-        nsp_logits_BxSx2 = self.nsp(self.pooler(hidden_BxLxD, cls_positions))
-        chosen_BxPxD = hidden_BxLxD if mlm_positions is None else at_positions(hidden_BxLxD, mlm_positions)
-        return PretrainingOutput(self.mlm(chosen_BxPxD, self.encoder.word_table()), nsp_logits_BxSx2)
+        if mlm_positions is None:
+            chosen_BxPxD = encode()
+            first_BxSxD = at_positions(chosen_BxPxD, cls_positions)
+        else:
+            hidden_BxQxD = encode(positions=jnp.concatenate([mlm_positions, cls_positions], axis=1))
+            chosen_BxPxD, first_BxSxD = jnp.split(hidden_BxQxD, [mlm_positions.shape[1]], axis=1)
+        return PretrainingOutput(self.mlm(chosen_BxPxD, self.encoder.word_table()), self.nsp(self.pooler(first_BxSxD)))

@@ -26,7 +26,7 @@ from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from jaxbert.config import ModelConfig
-from jaxbert.model.attention import attend
+from jaxbert.model.attention import TAKES_SOME_QUERIES, attend
 from jaxbert.model.dropout import dropout
 
 
@@ -152,10 +152,11 @@ class SelfAttention(nn.Module):
         sequence_ids_BxL: Int[Array, "B L"],
         deterministic: bool,
         one_sequence: bool,
-    ) -> Float[Array, "B L D"]:
+        positions_BxQ: Int[Array, "B Q"] | None = None,
+    ) -> Float[Array, "B Q D"]:
         config = self.config
 
-        def projection(name: str):
+        def projection(name: str, inputs: Float[Array, "B _ D"]) -> Float[Array, "B _ N H"]:
             features = (config.num_heads, config.head_size)
             dense = nn.DenseGeneral(
                 features,
@@ -165,20 +166,29 @@ class SelfAttention(nn.Module):
                 dot_general=flat_dot_general,
                 name=name,
             )
-            return spmd.with_logical_constraint(dense(x_BxLxD), ("batch", "length", "heads", "kv"))
+            return spmd.with_logical_constraint(dense(inputs), ("batch", "length", "heads", "kv"))
 
+        # Kernels that want a query for every token get them, and the rest is left out behind them.
+        some_queries = positions_BxQ is not None and config.attention_backend in TAKES_SOME_QUERIES
+        residual_BxQxD, query_ids_BxQ = x_BxLxD, None
+        if positions_BxQ is not None:
+            residual_BxQxD = at_positions(x_BxLxD, positions_BxQ)
+            query_ids_BxQ = jnp.take_along_axis(sequence_ids_BxL, positions_BxQ, axis=1)
         dropping = not deterministic and config.attention_dropout > 0.0
-        context_BxLxNxH = attend(
-            projection("query"),
-            projection("key"),
-            projection("value"),
+        context_BxQxNxH = attend(
+            projection("query", residual_BxQxD if some_queries else x_BxLxD),
+            projection("key", x_BxLxD),
+            projection("value", x_BxLxD),
             sequence_ids_BxL,
+            query_ids_BxQ if some_queries else None,
             backend=config.attention_backend,
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if dropping else None,
             one_sequence=one_sequence,
         )
-        output_BxLxD = nn.DenseGeneral(
+        if positions_BxQ is not None and not some_queries:
+            context_BxQxNxH = jnp.take_along_axis(context_BxQxNxH, positions_BxQ[:, :, None, None], axis=1)
+        output_BxQxD = nn.DenseGeneral(
             config.hidden_size,
             axis=(-2, -1),
             dtype=compute_dtype(config),
@@ -186,9 +196,9 @@ class SelfAttention(nn.Module):
             bias_init=zeros("embed"),
             dot_general=flat_dot_general,
             name="output",
-        )(context_BxLxNxH)
-        output_BxLxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxLxD), deterministic)
-        return layer_norm(config, "layer_norm")(x_BxLxD + output_BxLxD)
+        )(context_BxQxNxH)
+        output_BxQxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxQxD), deterministic)
+        return layer_norm(config, "layer_norm")(residual_BxQxD + output_BxQxD)
 
 
 class FeedForward(nn.Module):
@@ -221,7 +231,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, LayerNorm behind each sublayer. Returns a pair, as nn.scan wants it."""
+    """One transformer block, LayerNorm behind each sublayer. Returns a pair, as nn.scan wants it.
+
+    With `positions_BxQ` it computes the outputs at these positions alone, which see all the others as ever.
+    """
 
     config: ModelConfig
 
@@ -232,10 +245,12 @@ class Block(nn.Module):
         sequence_ids_BxL: Int[Array, "B L"],
         deterministic: bool,
         one_sequence: bool,
-    ) -> tuple[Float[Array, "B L D"], None]:
-        x_BxLxD = SelfAttention(self.config, name="attention")(x_BxLxD, sequence_ids_BxL, deterministic, one_sequence)
-        x_BxLxD = FeedForward(self.config, name="feed_forward")(x_BxLxD, deterministic)
-        return constrain_hidden(x_BxLxD), None
+        positions_BxQ: Int[Array, "B Q"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], None]:
+        attention = SelfAttention(self.config, name="attention")
+        x_BxQxD = attention(x_BxLxD, sequence_ids_BxL, deterministic, one_sequence, positions_BxQ)
+        x_BxQxD = FeedForward(self.config, name="feed_forward")(x_BxQxD, deterministic)
+        return constrain_hidden(x_BxQxD), None
 
 
 class Pooler(nn.Module):
@@ -244,10 +259,7 @@ class Pooler(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self, hidden_BxLxD: Float[Array, "B L D"], cls_positions_BxS: Int[Array, "B S"]
-    ) -> Float[Array, "B S D"]:
-        first_BxSxD = at_positions(hidden_BxLxD, cls_positions_BxS)
+    def __call__(self, first_BxSxD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         dense = nn.Dense(
             self.config.hidden_size,
             dtype=compute_dtype(self.config),

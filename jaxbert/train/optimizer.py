@@ -98,18 +98,21 @@ def make_optimizer(config: OptimizerConfig, num_steps: int, params: Any) -> opta
     return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, num_steps)))
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm` with one multiplication for each element, which fuses into what follows.
 
-    Optax divides and multiplies; XLA keeps the result of a division in memory, as large as the gradients.
+    Optax divides and multiplies; XLA keeps the result of a division in memory, as large as the gradients. Who knows the norm
+    already hands it to `update` as `grad_norm`, which saves reading all gradients once more.
     """
 
-    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        norm = optax.tree.norm(updates)
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, *, grad_norm: jax.Array | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
         factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
         return jax.tree.map(lambda update: update * factor.astype(update.dtype), updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)
 
 
 def stacked_axes(params: Any) -> Any:

@@ -49,7 +49,8 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     def apply() -> tuple[Any, Any]:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        takes_norm = optax.with_extra_args_support(optimizer)
+        updates, opt_state = takes_norm.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
         return optax.apply_updates(state.params, updates), opt_state
 
     with jax.named_scope("optimizer"):

@@ -96,6 +96,23 @@ def test_a_backend_that_cannot_serve_says_so(monkeypatch, backend, platform, dty
     assert "\n" not in str(caught.value)
 
 
+def test_some_queries_get_what_all_of_them_would(monkeypatch):
+    query, key, value = projections()
+    positions = np.array([[7, 0, 2], [1, 1, 4], [5, 3, 0]])
+    some = np.take_along_axis(np.asarray(query), positions[:, :, None, None], axis=1)
+    ids = np.take_along_axis(SEQUENCE_IDS, positions, axis=1)
+    for backend in ("explicit", "xla"):
+        expected = np.asarray(attend(query, key, value, SEQUENCE_IDS, backend=backend))
+        expected = np.take_along_axis(expected, positions[:, :, None, None], axis=1)
+        output = attend(some, key, value, SEQUENCE_IDS, ids, backend=backend)
+        np.testing.assert_allclose(
+            np.where(ids[:, :, None, None], output, 0), np.where(ids[:, :, None, None], expected, 0), rtol=0, atol=1e-6
+        )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(AttentionError, match="'cudnn' needs a query for every token"):
+        attend(some, key, value, SEQUENCE_IDS, ids, backend="cudnn")
+
+
 def test_cudnn_gets_lengths_for_rows_of_one_sequence_and_a_mask_for_packed_ones(monkeypatch):
     calls = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -255,6 +255,33 @@ def test_mlm_head_sees_the_masked_positions_alone():
     np.testing.assert_allclose(out.mlm_logits_BxPxV, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("takes_some", [("explicit",), ()])
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"scan_layers": True}])
+def test_last_block_at_some_positions_has_the_outputs_and_gradients_of_all(monkeypatch, takes_some, options):
+    monkeypatch.setattr(jaxbert.model.encoder, "TAKES_SOME_QUERIES", takes_some)
+    config, batch = dataclasses.replace(DRY, **options), packed_batch()
+    positions = np.array([[20, 3, 0, 12, 13, 3]])
+
+    def loss(params, chosen):
+        apply = functools.partial(BertEncoder(config).apply, {"params": params["encoder"]}, *batch.values())
+        hidden = apply(positions) if chosen else jnp.take_along_axis(apply(), positions[..., None], axis=1)
+        return jnp.sum(jnp.sin(3 * hidden)), hidden
+
+    params = parameters(dataclasses.replace(config, remat=False))
+    some, all_of_them = (jax.jit(jax.grad(lambda p, c=c: loss(p, c), has_aux=True))(params) for c in (True, False))
+    np.testing.assert_allclose(some[1], all_of_them[1], rtol=0, atol=1e-5)
+    assert_same(some[0], all_of_them[0], 1e-4)
+
+
+def test_last_block_computes_no_position_that_is_not_read():
+    batch, positions = make_batch(), np.array([[3, 11], [1, 0], [2, 3]])
+    apply = functools.partial(BertForPreTraining(ONE_LAYER).apply, **batch, mlm_positions=positions)
+    text = jax.jit(apply).lower({"params": parameters(ONE_LAYER)}).as_text()
+    # Two predictions and a [CLS] in each of three rows, at the width of the feed-forward layer.
+    assert "tensor<9x64xf32>" in text
+    assert "tensor<36x64xf32>" not in text
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_dropout_is_where_bert_has_it(monkeypatch, scan_layers):
     """Embeddings, attention probabilities, and the output of both sublayers of each block."""
