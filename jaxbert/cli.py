@@ -37,7 +37,7 @@ def _prepare(arguments: Sequence[str]) -> int:
 
     config = command_line.parse(arguments, Config, COMMANDS["prepare"])
     validate(config)
-    prepared = prepare(config, on_progress=print)
+    prepared = prepare(config, on_progress=print, verify="hash")
     for (split, length), store in prepared.stores.items():
         print(f"{split} rows of {length} tokens: {store}")
     return 0

@@ -38,7 +38,9 @@ class ModelConfig:
     max_position_embeddings: int = 512
     """Longest sequence that has position embeddings, in tokens."""
     type_vocab_size: int = 2
-    """Number of segment (token type) embeddings."""
+    """Number of segment (token type) embeddings. 0: none, as in DistilBERT."""
+    embedding_size: int | None = None
+    """Width of the embeddings; where it is not hidden_size they are projected to it (ELECTRA). None: hidden_size."""
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     """Feed-forward and MLM-head activation; "gelu" is the exact (erf) form, "gelu_tanh" Google's original approximation."""
     hidden_dropout: float = 0.1
@@ -64,6 +66,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_heads
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding tables, and of the MLM head in front of its decoder."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     @property
     def padded_vocab_size(self) -> int:
@@ -121,8 +128,8 @@ class DataConfig:
     """Share of sequences with a random shorter target length, 0 to 1."""
     packing: bool = False
     """Put several sequences into a row by best fit; attention, positions, [CLS], NSP and MLM stay per sequence."""
-    max_sequences: int = 8
-    """Sequences in a packed row, at most. Without packing a row holds one."""
+    max_sequences: int | None = None
+    """Sequences in a packed row, at most. None: one for every 16 tokens of the row. Without packing a row holds one."""
     passes: int = 1
     """Times that the corpus is cut into sequences, each time with other pairs and lengths (BERT's dupe_factor)."""
     segmenter: Literal["vocabulary", "jieba"] = "vocabulary"
@@ -134,10 +141,11 @@ class DataConfig:
     workers: int = 0
     """Processes that prepare rows. 0: one per core. The rows do not depend on it."""
 
-    @property
-    def sequences_per_row(self) -> int:
-        """Sequences that a row has room for, S."""
-        return self.max_sequences if self.packing else 1
+    def sequences_per_row(self, max_length: int) -> int:
+        """Sequences that a row of `max_length` tokens has room for, S."""
+        if not self.packing:
+            return 1
+        return self.max_sequences or max(max_length // 16, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,5 +351,5 @@ class Config:
         if given is not None:
             return given
         # Each packed sequence rounds its own share, up by at most half a token.
-        slack = self.data.sequences_per_row / 2 if self.data.packing else 0
+        slack = self.data.sequences_per_row(max_length) / 2 if self.data.packing else 0
         return min(max_length, math.ceil(self.masking.share * max_length + slack))

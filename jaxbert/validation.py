@@ -49,7 +49,8 @@ def validate(config: Config, num_devices: int | None = None) -> None:
 def _ranges(config: Config) -> Iterator[str]:
     value = functools.partial(_value, config)
     yield from (f"{name} is {value(name)}: it is a share, from 0 to 1" for name in SHARES if not 0 <= value(name) <= 1)
-    yield from (f"{name} is {value(name)}: it must be above 0" for name in POSITIVE if not value(name) > 0)
+    above = [name for name in POSITIVE if value(name) is not None and not value(name) > 0]
+    yield from (f"{name} is {value(name)}: it must be above 0" for name in above)
     yield from (f"{name} is {value(name)}: it must not be negative" for name in NOT_NEGATIVE if not value(name) >= 0)
     yield from (f"{name} is {value(name)}: it must be below 1" for name in BELOW_ONE if not value(name) < 1)
     if config.mesh.data < 1 and config.mesh.data != -1:

@@ -67,6 +67,7 @@ def summary(name: str, manifest: dict[str, Any], config: Config) -> str:
             f"; {pairs['without_donor']:,} more were to be random, but their unit has no other document to take from: "
             "raise data.unit_megabytes"
         )
-    if config.data.packing and manifest["fill"] < 0.98 and per_row > 0.5 * config.data.max_sequences:
-        line += f"; rows end at data.max_sequences ({config.data.max_sequences}) before they are full: raise it"
+    most = manifest["max_sequences"]
+    if config.data.packing and manifest["fill"] < 0.98 and per_row > 0.5 * most:
+        line += f"; rows end at data.max_sequences ({most}) before they are full: raise it"
     return line

@@ -23,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -62,9 +62,14 @@ class Prepared:
     """prepared.json: fingerprint and its ingredients, counts of documents, the stores' manifests without their shards."""
 
 
-def prepare(config: Config, on_progress: Callable[[str], None] = lambda message: None) -> Prepared:
+def prepare(
+    config: Config,
+    on_progress: Callable[[str], None] = lambda message: None,
+    verify: Literal["size", "hash"] = "size",
+) -> Prepared:
     """Make the run's tokenizer and rows, or find them made; go on where an earlier call was interrupted.
 
+    What was made before is checked by its files' sizes, or, which reads all of it, by their sha256.
     CorpusError, VocabularyError, RowsError: one line that names the thing and the way out.
     """
     root = pathlib.Path(config.data.rows or pathlib.Path(config.workdir) / "rows")
@@ -77,7 +82,7 @@ def prepare(config: Config, on_progress: Callable[[str], None] = lambda message:
         if moved is None:
             raise
         on_progress(f"rows: data.text is not on this machine; taking those in {moved}, whose settings are the same")
-        return _found(moved)
+        return _found(moved, verify)
     fingerprint = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     folder = root / fingerprint[:12]
     if not (folder / PREPARED).is_file():
@@ -90,7 +95,7 @@ def prepare(config: Config, on_progress: Callable[[str], None] = lambda message:
                 _make(config, folder, {"fingerprint": fingerprint, "ingredients": ingredients}, on_progress)
     else:
         on_progress(f"rows: found in {folder}")
-    return _found(folder)
+    return _found(folder, verify)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -153,14 +158,14 @@ def _report(folder: pathlib.Path) -> dict[str, Any]:
         raise RowsError(f"{folder / PREPARED}: damaged: delete {folder} and prepare the rows again") from error
 
 
-def _found(folder: pathlib.Path) -> Prepared:
+def _found(folder: pathlib.Path, verify: Literal["size", "hash"]) -> Prepared:
     report = _report(folder)
     stores: dict[tuple[Split, int], pathlib.Path] = {
         (split, n): store_folder(folder, split, n) for split in SPLITS for n in report["ingredients"]["lengths"]
     }
     for store in stores.values():
         try:
-            Rows.open(store)
+            Rows.open(store, verify)
         except RowsError as error:
             raise RowsError(f"{error} (delete {folder} first)") from error
     tokenizer = vocabularies.load_tokenizer(str(folder / TOKENIZER))

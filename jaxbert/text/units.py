@@ -48,13 +48,14 @@ class UnitSettings:
 
     def layout(self, max_length: int) -> RowLayout:
         """The shape of the rows at a length."""
-        return RowLayout(max_length, self.data.sequences_per_row, self.vocabulary.size)
+        return RowLayout(max_length, self.data.sequences_per_row(max_length), self.vocabulary.size)
 
     @functools.cached_property
     def digest(self) -> bytes:
         """Of everything here that changes rows."""
         d = self.data
-        said = (FORMAT_VERSION, d.pairs, d.random_next_share, d.short_share, d.sequences_per_row, d.packing, d.passes)
+        room = tuple(d.sequences_per_row(length) for length in self.lengths)
+        said = (FORMAT_VERSION, d.pairs, d.random_next_share, d.short_share, room, d.packing, d.passes)
         text = repr((*said, d.segmenter, self.lengths, self.seed)) + self.tokenizer_json
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 

@@ -19,7 +19,7 @@ from jaxbert.config import Config, DataConfig, LongPhase, TrainConfig, UserError
 from jaxbert.text import units, workers
 from jaxbert.text.instances import IS_NEXT, IS_RANDOM
 from jaxbert.text.prepare import Prepared, prepare
-from jaxbert.text.rows import Rows
+from jaxbert.text.rows import Rows, RowsError
 from jaxbert.text.vocabulary import load_tokenizer, save_tokenizer, train_tokenizer
 
 WORDS = "old rain town cat mat house people walk home slow day king river snow long road".split()
@@ -455,7 +455,12 @@ def test_a_damaged_unit_and_damaged_rows(config: Config):
     unit.unlink()
     prepared = prepare(config)
     shard = prepared.stores["train", 32] / "rows-00000.bin"
-    shard.write_bytes(shard.read_bytes()[:-10])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    prepare(config)
+    with pytest.raises(RowsError, match=f"sha256.*delete {folder} first"):
+        prepare(config, verify="hash")
+    shard.write_bytes(whole[:-10])
     assert error_of(config).endswith(f"prepare the rows again (delete {folder} first)")
     (folder / "prepared.json").write_text("{")
     assert error_of(config) == f"{folder}/prepared.json: damaged: delete {folder} and prepare the rows again"
