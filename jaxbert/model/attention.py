@@ -11,12 +11,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import spmd
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu_flash
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxbert.config import UserError
 from jaxbert.model.dropout import dropout
+from jaxbert.model.layout import mesh_axes
 
 Backend = Literal["explicit", "xla", "cudnn", "tpu_flash"]
 TAKES_SOME_QUERIES: tuple[Backend, ...] = ("explicit", "xla")
@@ -134,7 +134,7 @@ def _tpu_flash(query, key, value, sequence_ids_BxL):
     if jax.sharding.get_abstract_mesh().empty:
         return kernel(query, key, value, sequence_ids_BxL)
     # The partitioner cannot split a Pallas kernel: each device runs it on its own rows and heads.
-    tokens = spmd.logical_to_mesh_axes(("batch", None, "heads", None))
-    ids = spmd.logical_to_mesh_axes(("batch", None))
+    tokens = mesh_axes(("batch", None, "heads", None))
+    ids = mesh_axes(("batch", None))
     sharded = jax.shard_map(kernel, in_specs=(tokens, tokens, tokens, ids), out_specs=tokens, check_vma=False)
     return sharded(query, key, value, sequence_ids_BxL)

@@ -22,12 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import spmd
 from jaxtyping import Array, Float, Int
 
 from jaxbert.config import ModelConfig
 from jaxbert.model.attention import TAKES_SOME_QUERIES, attend
 from jaxbert.model.dropout import dropout
+from jaxbert.model.layout import constrain
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
@@ -110,7 +110,14 @@ def layer_norm(config: ModelConfig, name: str) -> nn.LayerNorm:
 
 def constrain_hidden(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
     """Lays hidden states out by rows."""
-    return spmd.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+    return constrain(x, ("batch", "length", "activation_embed"))
+
+
+def look_up(embed: nn.Embed, ids_BxL: Int[Array, "B L"], rows: str | None) -> Float[Array, "B L E"]:
+    """The rows of a table at `ids_BxL`. `rows`: the logical name of its first axis."""
+    # Whole in width on every device that has rows of the batch: with the width in parts over them, the partitioner
+    # gathers the gradients of the whole batch on each.
+    return jnp.take(constrain(embed.embedding, (rows, "activation_embed")), ids_BxL, axis=0)
 
 
 class Embeddings(nn.Module):
@@ -135,7 +142,11 @@ class Embeddings(nn.Module):
         position_ids_BxL: Int[Array, "B L"],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
-        x_BxLxD = self.word(input_ids_BxL) + self.position(position_ids_BxL) + self.token_type(token_type_ids_BxL)
+        x_BxLxD = (
+            look_up(self.word, input_ids_BxL, "vocab")
+            + look_up(self.position, position_ids_BxL, "position")
+            + look_up(self.token_type, token_type_ids_BxL, None)
+        )
         x_BxLxD = self.layer_norm(constrain_hidden(x_BxLxD))
         return self.dropout(x_BxLxD, deterministic)
 
@@ -166,7 +177,7 @@ class SelfAttention(nn.Module):
                 dot_general=flat_dot_general,
                 name=name,
             )
-            return spmd.with_logical_constraint(dense(inputs), ("batch", "length", "heads", "kv"))
+            return constrain(dense(inputs), ("batch", "length", "heads", "kv"))
 
         # Kernels that want a query for every token get them, and the rest is left out behind them.
         some_queries = positions_BxQ is not None and config.attention_backend in TAKES_SOME_QUERIES
@@ -217,7 +228,7 @@ class FeedForward(nn.Module):
             dot_general=flat_dot_general,
             name="intermediate",
         )(x_BxLxD)
-        hidden_BxLxF = spmd.with_logical_constraint(activation(config)(hidden_BxLxF), ("batch", "length", "mlp"))
+        hidden_BxLxF = constrain(activation(config)(hidden_BxLxF), ("batch", "length", "mlp"))
         output_BxLxD = nn.Dense(
             config.hidden_size,
             dtype=dtype,
@@ -267,7 +278,7 @@ class Pooler(nn.Module):
             bias_init=zeros("embed"),
             name="dense",
         )
-        return jnp.tanh(dense(first_BxSxD))
+        return jnp.tanh(constrain(dense(first_BxSxD), ("batch", None, "activation_embed")))
 
 
 def at_positions(hidden_BxLxD: Float[Array, "B L D"], positions_BxP: Int[Array, "B P"]) -> Float[Array, "B P D"]:

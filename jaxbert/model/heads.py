@@ -5,11 +5,11 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import spmd
 from jaxtyping import Array, Float
 
 from jaxbert.config import ModelConfig
 from jaxbert.model.encoder import activation, compute_dtype, flat_dot_general, initial, layer_norm, zeros
+from jaxbert.model.layout import constrain
 
 # Finite, so that sums with it stay finite; exp(it - any logit) is 0 in float32.
 PADDING_LOGIT = -1e9
@@ -43,7 +43,7 @@ class MlmHead(nn.Module):
             x_RxD, table_VxD.astype(dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )
         logits_BxPxV = logits_RxV.reshape(*x_BxPxD.shape[:2], -1)
-        return spmd.with_logical_constraint(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
+        return constrain(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
 
 
 class NspHead(nn.Module):

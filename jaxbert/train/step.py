@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.linen.spmd import with_logical_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxbert.model.layout import axis_rules, constrain
 from jaxbert.train.losses import Sums, inverse_weight
-from jaxbert.train.sharding import batch_sharding
+from jaxbert.train.sharding import RULES, batch_sharding
 from jaxbert.train.state import Batch, Task, TrainState
 
 Metrics = dict[str, Any]
@@ -112,7 +112,7 @@ def split_rows(batch: Batch, parts: int) -> dict[str, Array]:
 
     def split(values: Array) -> Array:
         strided = values.reshape(values.shape[0] // parts, parts, *values.shape[1:]).swapaxes(0, 1)
-        return with_logical_constraint(strided, (None, "batch") + (None,) * (values.ndim - 1))
+        return constrain(strided, (None, "batch") + (None,) * (values.ndim - 1))
 
     return {name: split(values) for name, values in batch.items()}
 
@@ -158,11 +158,11 @@ def make_eval_step(task: Task, shardings: TrainState, mesh: Mesh) -> Callable[[T
 
 
 def _laid_out(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`step`, traced where the modules find the mesh."""
+    """`step`, traced where the modules find the mesh, and the rules that place their logical axes on it."""
 
     @functools.wraps(step, updated=())
     def traced(state: TrainState, batch: Batch) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), axis_rules(RULES):
             return step(state, batch)
 
     return traced

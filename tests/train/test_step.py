@@ -191,6 +191,14 @@ def test_microbatches_stay_on_their_devices():
     assert moves == {"all-reduce"}
 
 
+def test_no_device_gets_the_hidden_states_of_the_whole_batch():
+    mesh, _, abstract, _, step = compiled(DRY, (2, 4, 1), 1, 40)
+    batch = put_batch(make_batch(), mesh)
+    text = step.lower(abstract, batch).compile().as_text()
+    assert "f32[2,16,32]" in text, "rows of a device"
+    assert not re.findall(r".*f32\[16,16,32\].*", text)
+
+
 def test_split_rows_takes_every_nth():
     batch = {"input_ids": jnp.arange(12).reshape(6, 2)}
     parts = split_rows(batch, 3)["input_ids"]
