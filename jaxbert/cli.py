@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from jaxbert.config import UserError
 
 COMMANDS = {
-    "prepare": "Turn raw text into a vocabulary and rows of token ids; train.py with the same settings uses them."
+    "prepare": "Turn raw text into a vocabulary and rows of token ids; train.py with the same --config and settings uses them."
 }
 
 
@@ -49,6 +49,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        # A full disk, a folder that may not be written, a file that went away: the text names it.
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -43,24 +43,33 @@ def parse(arguments: Sequence[str], default: Callable[[], Config], description: 
 
 def load(path: Path) -> Config:
     """The configuration in a .py or .json file. Raises `ConfigError` when it holds none."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: --config takes a .py file with get_config(), or a run's config.json")
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file{_nearby(path)}")
     if path.suffix == ".json":
         return _from_json_file(path)
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
-    get_config = runpy.run_path(str(path)).get("get_config")
-    config = get_config() if callable(get_config) else None
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config() if callable(get_config) else None
+    except Exception as error:  # whatever the user's program raises
+        raise ConfigError(
+            f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: has no get_config() that returns a jaxbert.config.Config")
     return config
 
 
-def save(config: Config, path: Path) -> None:
-    """Write the configuration and the versions of everything that decides its result."""
-    record = {"config": dataclasses.asdict(config), "versions": versions()}
+def save(config: Config, path: Path, **also: Any) -> None:
+    """Write the configuration, the versions of everything that decides its result, and `also`. A kill leaves the old file."""
+    record = {"config": dataclasses.asdict(config), "versions": versions(), **also}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
+    partial.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -90,13 +99,19 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     return cls(**{name: _convert(types_by_name[name], value, where + name) for name, value in values.items()})
 
 
-def _from_json_file(path: Path) -> Config:
+def read_record(path: Path) -> dict[str, Any]:
+    """What `save` wrote. Raises `ConfigError` for another file."""
     try:
         record = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+        raise ConfigError(f"{path}: not readable as JSON ({error}): bring it back, or delete it") from error
     if not isinstance(record, dict) or "config" not in record:
         raise ConfigError(f'{path}: not a run\'s config.json (it has no "config")')
+    return record
+
+
+def _from_json_file(path: Path) -> Config:
+    record = read_record(path)
     try:
         return from_dict(Config, record["config"])
     except ConfigError as error:

@@ -72,11 +72,18 @@ def read_samples(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf8").splitlines()]
 
 
+def _perplexity(loss: float) -> str:
+    # Beyond, exp is more than a float holds; NaN stays NaN.
+    return "over 1e300" if loss > 690 else f"{math.exp(loss):.1f}"
+
+
 def table(metrics: dict[str, float], baselines: Baselines) -> list[tuple[str, str, str]]:
     """Rows of (measure, the model's, a guesser's) for the held-out documents; NSP rows only where there is NSP."""
+    # A name is missing where nothing of its kind was in the held-out rows.
+    metrics = {"mlm_loss": math.nan, "mlm_accuracy": math.nan} | metrics
     rows = [
         ("held-out MLM loss", f"{metrics['mlm_loss']:.3f}", f"{baselines.mlm_loss:.3f}"),
-        ("held-out MLM perplexity", f"{math.exp(metrics['mlm_loss']):.1f}", f"{math.exp(baselines.mlm_loss):.1f}"),
+        ("held-out MLM perplexity", _perplexity(metrics["mlm_loss"]), _perplexity(baselines.mlm_loss)),
         ("held-out MLM accuracy", f"{metrics['mlm_accuracy']:.1%}", f"{baselines.mlm_accuracy:.1%}"),
     ]
     if not math.isnan(metrics.get("nsp_accuracy", math.nan)):

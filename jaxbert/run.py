@@ -3,6 +3,7 @@
 Nothing is decided here that a room below decides; this file is the order in which they are asked.
 """
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -64,11 +65,20 @@ def pretrain(config: Config) -> PretrainResult:
     _initialize(config)
     validate(config, jax.device_count())
     workdir = Path(config.workdir)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(run_folder.locked(workdir))
+        return _pretrain(config, workdir, started)
+
+
+def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     run_folder.check_same_run(config, workdir)
     prepared = _prepare_on_every_host(config)
+    run_folder.check_same_rows(prepared.report["fingerprint"], workdir)
     config = _resolved(config, prepared)
+    _barrier("jaxbert_checked")
     if jax.process_index() == 0:
-        run_folder.save(config, workdir)
+        run_folder.save(config, workdir, prepared.report["fingerprint"])
     run = _Run(config, prepared)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         outcome = run.train(checkpoints)
@@ -102,6 +112,11 @@ class _Run:
             state, shardings = create_state(self.task, self.optimizer, config.seed, self.mesh)
         assert state is not None
         step = int(state.step)
+        if step > config.train.num_steps:
+            raise UserError(
+                f"the newest checkpoint in {config.workdir} is of step {step:,}, beyond train.num_steps "
+                f"({config.train.num_steps:,}): raise it, or choose another --workdir"
+            )
         _say(
             f"{self.num_parameters:,} parameters on {_devices()}" + ("" if fresh else f"; going on from step {step:,}")
         )
@@ -263,7 +278,15 @@ def _initialize(config: Config) -> None:
             _say(f"mesh.cpu_devices ({config.mesh.cpu_devices}) comes too late: this process has used jax already")
     distributed = config.distributed
     if distributed.initialize and not jax.distributed.is_initialized():
-        jax.distributed.initialize(distributed.coordinator_address, distributed.num_processes, distributed.process_id)
+        try:
+            jax.distributed.initialize(
+                distributed.coordinator_address, distributed.num_processes, distributed.process_id
+            )
+        except ValueError as error:
+            raise UserError(
+                f"distributed.initialize: {error}: no cluster that jax knows tells it; set distributed.coordinator_address, "
+                "distributed.num_processes and distributed.process_id"
+            ) from error
 
 
 def _prepare_on_every_host(config: Config) -> Prepared:

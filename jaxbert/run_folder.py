@@ -1,6 +1,9 @@
 """A run's folder: whose run it is, and what it was run with."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,25 +12,61 @@ from jaxbert import command_line
 from jaxbert.config import Config, ConfigError
 
 CONFIG = "config.json"
+LOCK = ".lock"
 # What a run may go on with in another way: its length, where it runs, what it writes and how often. All else decides
 # which numbers come out, so that a run with other values is another run.
 FREE = (
     "name workdir mesh distributed checkpoint tracking data.workers data.rows train.num_steps train.log_every "
     "train.evaluate_every train.evaluate_batches train.prefetch train.max_nonfinite_steps train.accumulation_steps"
 ).split()
-# Values that stand for "whatever the tokenizer and the devices say".
-OPEN = (None, "auto")
+# Where these values stand for "whatever the tokenizer and the devices say".
+OPEN = {"model.vocab_size": None, "model.dtype": "auto"}
 
 
-def save(config: Config, workdir: Path) -> None:
-    """Write the resolved configuration and the versions of everything to WORKDIR/config.json."""
-    command_line.save(config, workdir / CONFIG)
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder for as long as this one works in it; the lock ends with the process.
+
+    Raises `ConfigError` when another run is in it. File systems without locks have none here either.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"workdir {workdir} is a file: name a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"workdir {workdir}: another run is training in it: wait for it, or choose another"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                raise
+        yield
+
+
+def save(config: Config, workdir: Path, rows: str) -> None:
+    """Write the resolved configuration, the versions of everything and the rows' fingerprint to WORKDIR/config.json."""
+    command_line.save(config, workdir / CONFIG, rows=rows)
+
+
+def check_same_rows(rows: str, workdir: Path) -> None:
+    """Raise `ConfigError` when the run in the folder has learnt from rows of another fingerprint.
+
+    The settings may be the same: a file was changed or came to match a glob, or, for the built-in corpus, a package did.
+    """
+    if not (workdir / CONFIG).exists():
+        return
+    before = command_line.read_record(workdir / CONFIG).get("rows")
+    if before is not None and before != rows:
+        raise ConfigError(
+            f"{workdir} holds a run on other rows ({before[:12]}, now {rows[:12]}): the text behind data.text has changed since. "
+            "Bring it back, or choose another --workdir"
+        )
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
     """Raise `ConfigError`, naming each field, when the folder holds a run with other settings. Writes nothing."""
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"workdir {workdir} is a file: name a folder")
     if not (workdir / CONFIG).exists():
         return
     before = command_line.load(workdir / CONFIG)
@@ -41,7 +80,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
 def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     for field in dataclasses.fields(before):
         name, old, new = prefix + field.name, getattr(before, field.name), getattr(now, field.name)
-        if name in FREE or old in OPEN or new in OPEN:
+        if name in FREE or (name in OPEN and OPEN[name] in (old, new)):
             continue
         if dataclasses.is_dataclass(old):
             yield from _differences(old, new, name + ".")

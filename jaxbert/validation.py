@@ -1,6 +1,8 @@
 """Contradictions between the fields of a configuration, found all at once and before anything is read."""
 
+import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,19 +17,20 @@ POSITIVE = """
     model.hidden_size model.num_layers model.num_heads model.intermediate_size model.max_position_embeddings
     model.type_vocab_size model.layer_norm_epsilon model.initializer_range model.pad_vocab_to data.max_document_bytes
     data.vocabulary.size data.vocabulary.min_frequency data.vocabulary.alphabet_limit data.vocabulary.sample_megabytes
-    data.max_sequences data.passes data.unit_megabytes masking.share masking.max_span_words
+    data.max_sequences data.passes data.unit_megabytes masking.max_span_words model.vocab_size train.long_phase.batch_size
     optimizer.peak_learning_rate optimizer.epsilon train.num_steps train.batch_size train.accumulation_steps
     train.max_nonfinite_steps train.log_every train.evaluate_every train.prefetch checkpoint.every checkpoint.keep_last
     mesh.fsdp mesh.tensor mesh.cpu_devices
 """.split()
 NOT_NEGATIVE = """
-    seed data.workers optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
+    seed data.workers optimizer.beta1 optimizer.beta2 optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
     train.long_phase.num_steps train.evaluate_batches
 """.split()
 BELOW_ONE = "model.hidden_dropout model.attention_dropout data.heldout_share optimizer.beta1 optimizer.beta2".split()
 # [PAD], [unused0] to [unused98], [UNK], [CLS], [SEP] and [MASK] come first in a vocabulary that is learnt.
 RESERVED_TOKENS = 104
 MIN_LENGTH = 8
+MIN_DOCUMENT_BYTES = 100
 
 
 def validate(config: Config, num_devices: int | None = None) -> None:
@@ -36,12 +39,13 @@ def validate(config: Config, num_devices: int | None = None) -> None:
     `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
     """
     problems = list(_ranges(config))
-    # What relates fields to each other is worth a look only where each is sound by itself.
-    if not problems:
-        problems = [*_model(config), *_data(config), *_train(config)]
-        problems += [text for phase in config.phases() for text in _phase(config, phase)]
-        if num_devices is not None:
-            problems += _mesh(config, num_devices)
+    checks = [_model, _data, _train, _phases]
+    if num_devices is not None:
+        checks.append(functools.partial(_mesh, num_devices=num_devices))
+    for check in checks:
+        # A zero that is named above cannot be divided by; whatever else relates to it shows once it is mended.
+        with contextlib.suppress(ZeroDivisionError):
+            problems += check(config)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -49,10 +53,14 @@ def validate(config: Config, num_devices: int | None = None) -> None:
 def _ranges(config: Config) -> Iterator[str]:
     value = functools.partial(_value, config)
     yield from (f"{name} is {value(name)}: it is a share, from 0 to 1" for name in SHARES if not 0 <= value(name) <= 1)
-    above = [name for name in POSITIVE if value(name) is not None and not value(name) > 0]
-    yield from (f"{name} is {value(name)}: it must be above 0" for name in above)
+    above = [name for name in POSITIVE if value(name) is not None and not 0 < value(name) < math.inf]
+    yield from (f"{name} is {value(name)}: it must be a number above 0" for name in above)
     yield from (f"{name} is {value(name)}: it must not be negative" for name in NOT_NEGATIVE if not value(name) >= 0)
     yield from (f"{name} is {value(name)}: it must be below 1" for name in BELOW_ONE if not value(name) < 1)
+    if not config.workdir:
+        yield "workdir is empty: name a folder"
+    if config.seed >= 2**32:
+        yield f"seed is {config.seed}: it must be below 2**32"
     if config.mesh.data < 1 and config.mesh.data != -1:
         yield f"mesh.data is {config.mesh.data}: it must be at least 1, or -1 for all devices that the other axes leave"
 
@@ -72,6 +80,10 @@ def _model(c: Config) -> Iterator[str]:
 
 def _data(c: Config) -> Iterator[str]:
     d, k = c.data, c.masking
+    if k.share == 0:
+        yield "masking.share is 0: there would be nothing to predict"
+    if d.max_document_bytes < MIN_DOCUMENT_BYTES:
+        yield f"data.max_document_bytes is {d.max_document_bytes}: pieces of a document need {MIN_DOCUMENT_BYTES} bytes or more"
     if not d.text:
         yield "data.text is empty: name a file, a glob, or builtin"
     if not d.heldout_text and d.heldout_share == 0:
@@ -93,6 +105,11 @@ def _train(c: Config) -> Iterator[str]:
             f"train.long_phase.num_steps ({t.long_phase.num_steps}) is more than train.num_steps ({t.num_steps}), "
             "which counts them"
         )
+
+
+def _phases(c: Config) -> Iterator[str]:
+    for phase in c.phases():
+        yield from _phase(c, phase)
 
 
 def _phase(c: Config, phase: Phase) -> Iterator[str]:

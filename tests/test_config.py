@@ -89,8 +89,8 @@ CONTRADICTIONS = [
     (model(num_heads=5), "model.num_heads (5) does not divide model.hidden_size (768)"),
     (model(hidden_dropout=1.5), "model.hidden_dropout is 1.5: it is a share, from 0 to 1"),
     (model(attention_dropout=1.0), "model.attention_dropout is 1.0: it must be below 1"),
-    (model(num_layers=0), "model.num_layers is 0: it must be above 0"),
-    (model(layer_norm_epsilon=float("nan")), "model.layer_norm_epsilon is nan: it must be above 0"),
+    (model(num_layers=0), "model.num_layers is 0: it must be a number above 0"),
+    (model(layer_norm_epsilon=float("nan")), "model.layer_norm_epsilon is nan: it must be a number above 0"),
     (model(attention_backend="xla"), 'model.attention_backend "xla" has no dropout'),
     (model(type_vocab_size=1), 'data.pairs "nsp" needs a model.type_vocab_size (1) of at least 2'),
     (data(max_length=1024), "data.max_length (1024) is beyond model.max_position_embeddings (512)"),
@@ -110,9 +110,19 @@ CONTRADICTIONS = [
     (train(long_phase=LongPhase(5, max_length=640)), "train.long_phase.max_length (640) is beyond"),
     (train(long_phase=LongPhase(5, max_predictions=0)), "train.long_phase.max_predictions (0) must be from 1"),
     (train(long_phase=LongPhase(5, batch_size=9), accumulation_steps=2), "train.long_phase.batch_size (9) is not"),
-    (Config(checkpoint=CheckpointConfig(every=0)), "checkpoint.every is 0: it must be above 0"),
+    (Config(checkpoint=CheckpointConfig(every=0)), "checkpoint.every is 0: it must be a number above 0"),
     (Config(mesh=MeshConfig(data=0)), "mesh.data is 0: it must be at least 1, or -1"),
     (Config(seed=-1), "seed is -1: it must not be negative"),
+    (Config(seed=2**32), "seed is 4294967296: it must be below 2**32"),
+    (Config(workdir=""), "workdir is empty"),
+    (Config(masking=MaskingConfig(share=0.0)), "masking.share is 0: there would be nothing to predict"),
+    (
+        Config(optimizer=OptimizerConfig(peak_learning_rate=float("inf"))),
+        "peak_learning_rate is inf: it must be a number",
+    ),
+    (Config(optimizer=OptimizerConfig(beta1=-1.0)), "optimizer.beta1 is -1.0: it must not be negative"),
+    (train(long_phase=LongPhase(5, batch_size=0)), "train.long_phase.batch_size is 0: it must be a number above 0"),
+    (data(max_document_bytes=1), "data.max_document_bytes is 1: pieces of a document need 100 bytes or more"),
 ]
 
 
@@ -156,3 +166,13 @@ def test_all_contradictions_come_at_once():
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_value_out_of_range_hides_no_contradiction():
+    config = Config(model=ModelConfig(num_heads=0), data=DataConfig(max_length=1024), masking=MaskingConfig(share=-1.0))
+    with pytest.raises(ConfigError) as caught:
+        validate(config, num_devices=8)
+    text = str(caught.value)
+    for name in ("model.num_heads is 0", "data.max_length (1024)", "masking.share is -1.0"):
+        assert name in text
+    assert text.count("masking.share is") == 1

@@ -24,6 +24,7 @@ from jaxbert.config import (
     OptimizerConfig,
     TrackingConfig,
     TrainConfig,
+    UserError,
     VocabularyConfig,
 )
 from jaxbert.train.checkpoint import Checkpoints
@@ -160,6 +161,12 @@ def test_a_finished_run_is_only_reported_again(uninterrupted: Config, capsys: py
     assert lines(uninterrupted.workdir) == before
     assert "going on from step 9" in capsys.readouterr().out
     assert result.metrics["loss"] == pytest.approx(before[-1]["loss"])
+
+
+def test_fewer_steps_than_were_trained_are_refused(uninterrupted: Config):
+    shorter = dataclasses.replace(uninterrupted, train=dataclasses.replace(uninterrupted.train, num_steps=5))
+    with pytest.raises(UserError, match=r"is of step 9, beyond train.num_steps \(5\)"):
+        run.pretrain(shorter)
 
 
 def test_two_phases_of_length(text_file: pathlib.Path, tmp_path: pathlib.Path):

@@ -78,7 +78,7 @@ def prepare(
         ingredients = settings | _listings(config)
     except CorpusError:
         # The rows may have come from a machine that has the text.
-        moved = _made_elsewhere(root, settings)
+        moved = _made_elsewhere(root, settings, _named_text(config))
         if moved is None:
             raise
         on_progress(f"rows: data.text is not on this machine; taking those in {moved}, whose settings are the same")
@@ -92,7 +92,8 @@ def prepare(
             raise RowsError(f"{folder}: {error.strerror}: set data.rows to a folder that can be written") from error
         with _locked(folder, on_progress):
             if not (folder / PREPARED).is_file():
-                _make(config, folder, {"fingerprint": fingerprint, "ingredients": ingredients}, on_progress)
+                report = {"fingerprint": fingerprint, "ingredients": ingredients, "named": _named_text(config)}
+                _make(config, folder, report, on_progress)
     else:
         on_progress(f"rows: found in {folder}")
     return _found(folder, verify)
@@ -120,12 +121,21 @@ def _listings(config: Config) -> dict[str, Any]:
     }
 
 
-def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any]) -> pathlib.Path | None:
-    """The one finished folder that was made with these settings from whatever text; None where there are none or several."""
+def _named_text(config: Config) -> dict[str, list[str]]:
+    """The text as the settings name it."""
+    return {"text": list(config.data.text), "heldout_text": list(config.data.heldout_text)}
+
+
+def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any], named: dict[str, list[str]]) -> pathlib.Path | None:
+    """The one finished folder that was made with these settings from text of these names; None where there is not one."""
     # As they look after a turn through JSON.
     settings = json.loads(json.dumps(settings))
-    folders = [path.parent for path in sorted(root.glob(f"*/{PREPARED}"))]
-    matching = [folder for folder in folders if settings.items() <= _report(folder)["ingredients"].items()]
+    reports = {path.parent: _report(path.parent) for path in sorted(root.glob(f"*/{PREPARED}"))}
+    matching = [
+        folder
+        for folder, report in reports.items()
+        if settings.items() <= report["ingredients"].items() and report["named"] == named
+    ]
     return matching[0] if len(matching) == 1 else None
 
 
@@ -177,7 +187,7 @@ def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progr
     settings = UnitSettings(tokenizer.to_str(), Vocabulary.of(tokenizer), config.data, _lengths(config), config.seed)
     units = folder / UNITS
     units.mkdir(exist_ok=True)
-    names, counts = _work(config, folder, settings, on_progress)
+    names, counts, rejected = _work(config, folder, settings, on_progress)
     manifests, samples = {}, set()
     for split in SPLITS:
         described = {"fingerprint": report["fingerprint"], "num_documents": counts[split]}
@@ -188,7 +198,7 @@ def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progr
         for sentence in smallest_by_hash(samples, NUM_SAMPLES, config.seed):
             file.write(json.dumps({"text": sentence}, ensure_ascii=False).encode() + b"\n")
     stores = {name: {k: v for k, v in m.items() if k != "shards"} for name, m in manifests.items()}
-    write_json(folder / PREPARED, report | {"documents": dict(counts), "stores": stores})
+    write_json(folder / PREPARED, report | {"documents": dict(counts), "rejected": rejected, "stores": stores})
     shutil.rmtree(units)
     for name, manifest in manifests.items():
         on_progress(summary(name, manifest, config))
@@ -249,8 +259,11 @@ def _split_documents(config: Config, rejects: Rejects) -> Iterator[tuple[Split, 
 
 def _work(
     config: Config, folder: pathlib.Path, settings: UnitSettings, on_progress: Callable[[str], None]
-) -> tuple[dict[Split, list[str]], Counter[str]]:
-    """Cut the corpus into units and have those made that are missing; the names of all, in order, and document counts."""
+) -> tuple[dict[Split, list[str]], Counter[str], int]:
+    """Cut the corpus into units and have those made that are missing.
+
+    The names of all, in order; documents on each side; rejected documents.
+    """
     rejects = Rejects()
     names: dict[Split, list[str]] = {split: [] for split in SPLITS}
     counts: Counter[str] = Counter()
@@ -279,8 +292,10 @@ def _work(
         run_units(missing_units(), settings, folder / UNITS, workers, on_done)
     if found:
         on_progress(f"rows: {found} units were there from an earlier call")
+    if rejects.rejected:
+        on_progress(f"rows: {rejects.rejected:,} documents are rejected; samples are in {folder / REJECTED}")
     _check_both_sides(counts)
-    return names, counts
+    return names, counts, rejects.rejected
 
 
 def _units(config: Config, rejects: Rejects, counts: Counter[str]) -> Iterator[Unit]:

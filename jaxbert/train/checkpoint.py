@@ -31,7 +31,7 @@ from jaxbert.config import CheckpointConfig, UserError
 
 PyTree = Any
 HASHING_THREADS = 4
-NO_STEP = -1
+NO_STEP, NONE_IS_WHOLE = -1, -2
 
 
 class CheckpointError(UserError):
@@ -171,7 +171,7 @@ class Checkpoints:
 
         `abstract_state`: arrays or `jax.ShapeDtypeStruct`s with the shardings to restore to, which need not be those it
         was saved with. Checkpoints that are not whole are warned of, listed in `skipped`, and set aside.
-        Raises CheckpointError where the checkpoint is one of another model.
+        Raises CheckpointError where the checkpoint is one of another model, and where there are several and none is whole.
         """
         self.wait()
         chosen, skipped = NO_STEP, []
@@ -181,6 +181,10 @@ class Checkpoints:
                     chosen = step
                     break
                 skipped.append(Skipped(step, reason))
+            # One may be a first save that was cut off; several were a run, which must not begin again by itself.
+            if chosen == NO_STEP and len(skipped) > 1:
+                chosen = NONE_IS_WHOLE
+            for step, reason in ((s.step, s.reason) for s in skipped if chosen != NONE_IS_WHOLE):
                 logging.warning(
                     "checkpoint %d is skipped: %s (moved to %s)", step, reason, self._set_aside(step).as_posix()
                 )
@@ -188,6 +192,12 @@ class Checkpoints:
                 (self._records / f"{step}.json").unlink()
         self.skipped = tuple(skipped)
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == NONE_IS_WHOLE:
+            first = f": the newest, {skipped[0].step}: {skipped[0].reason}" if skipped else ""
+            raise CheckpointError(
+                f"none of the checkpoints in {self._directory} is whole{first}; bring {self._records.name} back beside it, "
+                "or remove both to start again"
+            )
         self._manager.reload()
         return None if chosen == NO_STEP else self._read(chosen, abstract_state)
 

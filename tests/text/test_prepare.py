@@ -17,6 +17,7 @@ import pytest
 
 from jaxbert.config import Config, DataConfig, LongPhase, TrainConfig, UserError, VocabularyConfig
 from jaxbert.text import units, workers
+from jaxbert.text.corpus import CorpusError
 from jaxbert.text.instances import IS_NEXT, IS_RANDOM
 from jaxbert.text.prepare import Prepared, prepare
 from jaxbert.text.rows import Rows, RowsError
@@ -258,6 +259,8 @@ def test_rows_serve_where_the_text_is_not(config: Config, tmp_path: pathlib.Path
     config = changed(config, text=(str(text),))
     first = prepare(config)
     text.unlink()
+    with pytest.raises(CorpusError, match=r"tex\.txt"):
+        prepare(changed(config, text=(str(tmp_path / "tex.txt"),)))
     again, messages = messages_of(config)
     assert again.directory == first.directory
     assert "not on this machine" in messages[0]

@@ -185,6 +185,15 @@ def test_nothing_whole_is_none_and_restoring_a_damaged_step_by_number_raises(tmp
         assert len(checkpoints.skipped) == 1
 
 
+def test_several_checkpoints_of_which_none_is_whole_do_not_start_the_run_again(tmp_path):
+    save_steps(tmp_path, [4, 8])
+    shutil.rmtree(tmp_path / "checkpoints_sha256")
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* is whole: the newest, 8: .*bring"):
+            checkpoints.restore_latest(make_state(0))
+        assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
 def test_stale_records_and_remains_of_a_save_are_removed(tmp_path):
     save_steps(tmp_path, [4])
     shutil.copy(tmp_path / "checkpoints_sha256" / "4.json", tmp_path / "checkpoints_sha256" / "9.json")
