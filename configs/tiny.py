@@ -38,7 +38,7 @@ def get_config() -> Config:
         ),
         data=DataConfig(packing=True, vocabulary=VocabularyConfig(size=4096)),
         optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_steps=200, beta2=0.98),
-        train=TrainConfig(num_steps=3200, batch_size=16, log_every=50, evaluate_every=500, evaluate_batches=0),
+        train=TrainConfig(num_steps=2600, batch_size=16, log_every=50, evaluate_every=500, evaluate_batches=0),
         checkpoint=CheckpointConfig(every=500),
         mesh=MeshConfig(cpu_devices=2),
     )

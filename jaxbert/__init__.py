@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxbert.train.state import create_state as create_state
     from jaxbert.train.step import make_train_step as make_train_step
     from jaxbert.validation import validate as validate
+    from jaxbert.weights.load import load as load
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOMES = {
     "PretrainingTask": "jaxbert.tasks.pretraining",
     "UserError": "jaxbert.config",
     "create_state": "jaxbert.train.state",
+    "load": "jaxbert.weights.load",
     "make_mesh": "jaxbert.train.sharding",
     "make_optimizer": "jaxbert.train.optimizer",
     "make_schedule": "jaxbert.train.optimizer",
@@ -50,6 +52,7 @@ __all__ = [
     "PretrainingTask",
     "UserError",
     "create_state",
+    "load",
     "make_mesh",
     "make_optimizer",
     "make_schedule",

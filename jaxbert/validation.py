@@ -15,7 +15,7 @@ SHARES = """
 """.split()
 POSITIVE = """
     model.hidden_size model.num_layers model.num_heads model.intermediate_size model.max_position_embeddings
-    model.type_vocab_size model.layer_norm_epsilon model.initializer_range model.pad_vocab_to data.max_document_bytes
+    model.embedding_size model.layer_norm_epsilon model.initializer_range model.pad_vocab_to data.max_document_bytes
     data.vocabulary.size data.vocabulary.min_frequency data.vocabulary.alphabet_limit data.vocabulary.sample_megabytes
     data.max_sequences data.passes data.unit_megabytes masking.max_span_words model.vocab_size train.long_phase.batch_size
     optimizer.peak_learning_rate optimizer.epsilon train.num_steps train.batch_size train.accumulation_steps
@@ -23,7 +23,7 @@ POSITIVE = """
     mesh.fsdp mesh.tensor mesh.cpu_devices
 """.split()
 NOT_NEGATIVE = """
-    seed data.workers optimizer.beta1 optimizer.beta2 optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
+    seed model.type_vocab_size data.workers optimizer.beta1 optimizer.beta2 optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
     train.long_phase.num_steps train.evaluate_batches
 """.split()
 BELOW_ONE = "model.hidden_dropout model.attention_dropout data.heldout_share optimizer.beta1 optimizer.beta2".split()
@@ -150,8 +150,9 @@ def _mesh(c: Config, num_devices: int) -> Iterator[str]:
     for name in ("model.num_heads", "model.intermediate_size", "model.pad_vocab_to"):
         if _value(c, name) % mesh.tensor:
             yield f"{name} ({_value(c, name)}) is not divisible by mesh.tensor ({mesh.tensor})"
-    if c.model.hidden_size % mesh.fsdp:
-        yield f"model.hidden_size ({c.model.hidden_size}) is not divisible by mesh.fsdp ({mesh.fsdp})"
+    for name in ("model.hidden_size", "model.embedding_size"):
+        if (_value(c, name) or 0) % mesh.fsdp:
+            yield f"{name} ({_value(c, name)}) is not divisible by mesh.fsdp ({mesh.fsdp})"
 
 
 def _batch_field(c: Config, phase: Phase) -> str:

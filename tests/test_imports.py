@@ -14,6 +14,16 @@ FORBIDDEN = {
     "jaxbert/data": ("jax", "flax", "optax", "orbax", "jaxbert.model", "jaxbert.train", "jaxbert.tasks"),
     "jaxbert/model": ("tensorflow", "jaxbert.text", "jaxbert.data", "jaxbert.train", "jaxbert.tasks"),
     "jaxbert/train": ("tensorflow", "jaxbert.text", "jaxbert.data", "jaxbert.tasks"),
+    "jaxbert/weights": (
+        "transformers",
+        "torch",
+        "jaxbert.data",
+        "jaxbert.tasks",
+        "jaxbert.train.loop",
+        "jaxbert.train.state",
+        "jaxbert.train.step",
+        "jaxbert.train.optimizer",
+    ),
     "jaxbert/tasks": ("tensorflow", "jaxbert.text"),
 }
 

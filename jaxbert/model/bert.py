@@ -77,7 +77,7 @@ class BertEncoder(nn.Module):
             x_BxLxD, _ = block(x_BxLxD, sequence_ids, deterministic, one_sequence)
         return last(x_BxLxD, sequence_ids, deterministic, one_sequence, positions)[0]
 
-    def word_table(self) -> Float[Array, "V D"]:
+    def word_table(self) -> Float[Array, "V E"]:
         """The word embeddings, padded rows included: the decoder of the MLM head."""
         return self.embeddings.word.embedding
 

@@ -121,19 +121,27 @@ def look_up(embed: nn.Embed, ids_BxL: Int[Array, "B L"], rows: str | None) -> Fl
 
 
 class Embeddings(nn.Module):
-    """Word, position and token type embeddings, their sum normalised."""
+    """Word, position and token type embeddings, their sum normalised, and projected where it has another width than H."""
 
     config: ModelConfig
 
     def setup(self):
-        config, width = self.config, self.config.hidden_size
+        config, width = self.config, self.config.embedding_width
         self.word = nn.Embed(config.padded_vocab_size, width, embedding_init=initial(config, "vocab", "embed"))
         self.position = nn.Embed(
             config.max_position_embeddings, width, embedding_init=initial(config, "position", "embed")
         )
-        self.token_type = nn.Embed(config.type_vocab_size, width, embedding_init=initial(config, None, "embed"))
+        if config.type_vocab_size:
+            self.token_type = nn.Embed(config.type_vocab_size, width, embedding_init=initial(config, None, "embed"))
         self.layer_norm = layer_norm(config, "layer_norm")
         self.dropout = Dropout(config.hidden_dropout)
+        if width != config.hidden_size:
+            self.projection = nn.Dense(
+                config.hidden_size,
+                dtype=compute_dtype(config),
+                kernel_init=initial(config, None, "embed"),
+                bias_init=zeros("embed"),
+            )
 
     def __call__(
         self,
@@ -142,13 +150,13 @@ class Embeddings(nn.Module):
         position_ids_BxL: Int[Array, "B L"],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
-        x_BxLxD = (
-            look_up(self.word, input_ids_BxL, "vocab")
-            + look_up(self.position, position_ids_BxL, "position")
-            + look_up(self.token_type, token_type_ids_BxL, None)
-        )
-        x_BxLxD = self.layer_norm(constrain_hidden(x_BxLxD))
-        return self.dropout(x_BxLxD, deterministic)
+        x_BxLxE = look_up(self.word, input_ids_BxL, "vocab") + look_up(self.position, position_ids_BxL, "position")
+        if self.config.type_vocab_size:
+            x_BxLxE += look_up(self.token_type, token_type_ids_BxL, None)
+        x_BxLxE = self.dropout(self.layer_norm(constrain_hidden(x_BxLxE)), deterministic)
+        if self.config.embedding_width == self.config.hidden_size:
+            return x_BxLxE
+        return constrain_hidden(self.projection(x_BxLxE))
 
 
 class SelfAttention(nn.Module):

@@ -21,28 +21,29 @@ class MlmHead(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, hidden_BxPxD: Float[Array, "B P D"], table_VxD: Float[Array, "V D"]) -> Float[Array, "B P V"]:
+    def __call__(self, hidden_BxPxD: Float[Array, "B P D"], table_VxE: Float[Array, "V E"]) -> Float[Array, "B P V"]:
         """Logits in float32 over the padded vocabulary; those of padding are PADDING_LOGIT."""
         config, dtype = self.config, compute_dtype(self.config)
-        x_BxPxD = nn.Dense(
-            config.hidden_size,
+        # The decoder is the word table, so what it reads has the width of the embeddings.
+        x_BxPxE = nn.Dense(
+            config.embedding_width,
             dtype=dtype,
             kernel_init=initial(config, "embed", None),
             bias_init=zeros("embed"),
             dot_general=flat_dot_general,
             name="dense",
         )(hidden_BxPxD)
-        x_BxPxD = layer_norm(config, "layer_norm")(activation(config)(x_BxPxD))
+        x_BxPxE = layer_norm(config, "layer_norm")(activation(config)(x_BxPxE))
         bias_V = cast(jax.Array, self.param("bias", zeros("vocab"), (config.padded_vocab_size,), jnp.float32))
         # Through the bias, padding is masked at the cost of one vector; softmax then gives its table rows no gradient.
         real_V = jnp.arange(config.padded_vocab_size) < cast(int, config.vocab_size)
         bias_V = jnp.where(real_V, bias_V, PADDING_LOGIT)
         # float32 out of the products: the loss subtracts logits of like size.
-        x_RxD = x_BxPxD.reshape(-1, config.hidden_size)
+        x_RxE = x_BxPxE.reshape(-1, config.embedding_width)
         logits_RxV = jax.lax.dot_general(
-            x_RxD, table_VxD.astype(dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            x_RxE, table_VxE.astype(dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )
-        logits_BxPxV = logits_RxV.reshape(*x_BxPxD.shape[:2], -1)
+        logits_BxPxV = logits_RxV.reshape(*x_BxPxE.shape[:2], -1)
         return constrain(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
 
 

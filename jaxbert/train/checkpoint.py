@@ -108,7 +108,7 @@ class Checkpoints:
     def record(self, step: int) -> Record | None:
         """The record of a step; None where there is no readable one."""
         try:
-            return _parse_record((self._records / f"{step}.json").read_bytes())
+            return parse_record((self._records / f"{step}.json").read_bytes())
         except (OSError, ValueError):
             return None
 
@@ -215,10 +215,10 @@ class Checkpoints:
         if not path.exists():
             return f"it has no {self._records.name}/{path.name}, so its save was never finished"
         try:
-            record = _parse_record(path.read_bytes())
+            record = parse_record(path.read_bytes())
         except ValueError as error:
             return f"{self._records.name}/{path.name} is damaged ({error})"
-        found = _digests(self._directory / f"{step}")
+        found = file_digests(self._directory / f"{step}")
         for name, expected in record.files.items():
             if name not in found:
                 return f"{name} is missing"
@@ -248,7 +248,7 @@ class Checkpoints:
         """Wait for Orbax to commit the step, then write its record."""
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
-            files = _digests(self._directory / f"{record.step}")
+            files = file_digests(self._directory / f"{record.step}")
             self._write_record(dataclasses.replace(record, files=files))
 
     def _attach(self, step: int, evaluation: Mapping[str, float] | None) -> None:
@@ -306,7 +306,7 @@ def _numbers(directory: epath.Path, suffix: str) -> set[int]:
     return {int(stem) for name in names if (stem := name.removesuffix(suffix)).isdigit()}
 
 
-def _digests(directory: epath.Path) -> dict[str, dict[str, Any]]:
+def file_digests(directory: epath.Path) -> dict[str, dict[str, Any]]:
     files = sorted(_walk(directory)) if directory.exists() else []
     with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
         digests = pool.map(_digest, files)
@@ -336,7 +336,7 @@ def _format_record(record: Record) -> str:
     return json.dumps({**content, "sha256": _record_digest(content)}, indent=1)
 
 
-def _parse_record(text: bytes) -> Record:
+def parse_record(text: bytes) -> Record:
     content = json.loads(text)
     if not isinstance(content, dict) or content.pop("sha256", None) != _record_digest(content):
         raise ValueError("it does not match its own sha256")

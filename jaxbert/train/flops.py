@@ -56,7 +56,10 @@ def model_flops(
     # Scores and weighted values.
     per_token += 2 * attended_length * width
     multiply_adds = config.num_layers * tokens * per_token
-    multiply_adds += predictions * (width * width + width * vocabulary)
+    embedding = config.embedding_width
+    multiply_adds += predictions * (width * embedding + embedding * vocabulary)
+    if embedding != width:
+        multiply_adds += tokens * embedding * width
     multiply_adds += sequences * (width * width + 2 * width)
     # The backward pass makes two products, for inputs and for parameters, of each one in the forward pass.
     return 3 * 2 * multiply_adds

@@ -1,0 +1,340 @@
+"""A file's tensors -> our parameter tree, and back: names, shapes and layouts are checked here, for every kind of file.
+
+A reader lists what its file declares as `Tensor`s under torch names; nothing is read before all names and shapes are right.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Float
+
+from jaxbert.config import ModelConfig
+from jaxbert.weights.names import (
+    BASE,
+    BUFFERS,
+    DECODER,
+    MLM_BIAS,
+    TABLE,
+    WORD_TABLE,
+    Family,
+    Parameter,
+    WeightsError,
+    canonical,
+    parameters,
+    without_base,
+)
+
+Params = dict[str, Any]
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.module.split("/", 1)[0] for row in TABLE))
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """What a file declares."""
+
+    name: str
+    """As it stands in the file, for messages."""
+    shape: tuple[int, ...]
+    """In torch's layout."""
+    read: Callable[[], np.ndarray]
+    """The array, in torch's layout, of a floating-point type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the caller wants of a file."""
+
+    heads: tuple[str, ...] | None = None
+    """Groups beside the encoder: "pooler", "mlm", "nsp", "sequence", "token", "span", "discriminator". None: what is there."""
+    fresh: tuple[str, ...] = ()
+    """Groups that are initialised anew where the file has nothing of them."""
+    allow_missing: tuple[str, ...] = ()
+    """Patterns (fnmatch) of names that may be missing; they are initialised anew."""
+    allow_unexpected: tuple[str, ...] = ()
+    """Patterns (fnmatch) of names that may be left unread."""
+    seed: int = 0
+    """Seed of what is initialised anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a configuration says of a file."""
+
+    config: ModelConfig
+    family: Family = "bert"
+    labels: int = 2
+    """Classes of a sequence or token classifier."""
+    unused_positions: int = 0
+    """Rows of the position table that no token uses: padding_idx + 1 in RoBERTa, else 0."""
+    required: tuple[str, ...] = ()
+    """Groups that the file must hold by what its configuration says of it."""
+
+    def parameters(self, groups: Iterable[str]) -> list[Parameter]:
+        """The parameters of these groups."""
+        return list(parameters(self.config, self.family, groups, self.labels, self.unused_positions))
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """A parameter tree, and what there is to say of it."""
+
+    params: Params
+    """float32, as the modules have it: a group each, layers stacked if config.scan_layers, the vocabulary padded with 0."""
+    fresh: tuple[str, ...]
+    """Our paths ("mlm/dense/kernel") of what was not in the file, and is initialised anew."""
+    unread: tuple[str, ...]
+    """The file's names of what was left unread."""
+    carried: Mapping[str, np.ndarray]
+    """Rows that the model has no use for, and an export writes again: our path -> rows on top of the table."""
+
+
+def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> Assembled:
+    """The parameters in a file. `tensors` has torch names, in any of their forms; `source` names the file in errors.
+
+    Raises WeightsError for names that are missing, unexpected or of another shape, and for a decoder that is not tied.
+    """
+    plan = _plan(tensors, layout, request, source)
+    arrays = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
+    for alias, target in plan.copies:
+        _check_tied(alias, arrays[target], source)
+    carried: dict[str, np.ndarray] = {}
+    ours: dict[str, np.ndarray] = {}
+    for parameter in plan.parameters:
+        if parameter.path in arrays:
+            array = arrays.pop(parameter.path)
+            if parameter.unused_rows:
+                carried[parameter.path] = array[: parameter.unused_rows].copy()
+            # A copy: what was read may be a view of the whole file.
+            ours[parameter.path] = np.array(parameter.from_torch(array), np.float32, order="C")
+        else:
+            ours[parameter.path] = _initialised(parameter, layout.config, request.seed)
+    fresh = tuple(parameter.path for parameter in plan.fresh)
+    return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried)
+
+
+def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
+    """Arrays by path, layers one by one, as the modules have them: stacked where they are scanned, the vocabulary padded."""
+    flat: dict[str, np.ndarray] = {}
+    for path, array in arrays.items():
+        if path in (WORD_TABLE, MLM_BIAS):
+            padding = config.padded_vocab_size - array.shape[0]
+            array = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        flat[path] = array
+    if config.scan_layers:
+        for path in [path for path in flat if path.startswith("encoder/layers_0/")]:
+            layers = [flat.pop(path.replace("layers_0", f"layers_{i}")) for i in range(config.num_layers)]
+            flat[path.replace("layers_0", "layers")] = np.stack(layers)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def from_tree(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """The inverse of `to_tree`; takes arrays of numpy or jax, and layers in either layout."""
+    arrays: dict[str, np.ndarray] = {}
+    for path, leaf in traverse_util.flatten_dict(dict(params), sep="/").items():
+        array = np.asarray(leaf)
+        if path in (WORD_TABLE, MLM_BIAS):
+            array = array[: config.vocab_size]
+        if path.startswith("encoder/layers/"):
+            for i, layer in enumerate(array):
+                arrays[path.replace("encoder/layers/", f"encoder/layers_{i}/")] = layer
+        else:
+            arrays[path] = array
+    return arrays
+
+
+def disassemble(
+    params: Mapping[str, Any],
+    layout: Layout,
+    groups: Sequence[str],
+    carried: Mapping[str, np.ndarray] | None = None,
+    base_alone: bool = False,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Parameters as float32 arrays by torch name, in torch's layout.
+
+    Args:
+      groups: which of them; the encoder is always one.
+      carried: as in `Assembled`; without it the unused rows are 0.
+      base_alone: names as the encoder's own class has them.
+
+    Raises WeightsError for a parameter that is missing, of another shape, or not finite, and for a group without names.
+    """
+    arrays, named = from_tree(params, layout.config), {}
+    for parameter in layout.parameters(("encoder", *groups)):
+        if parameter.torch is None:
+            raise WeightsError(
+                f"{layout.family} models have no {parameter.path} in other systems: choose another class"
+            )
+        if parameter.path not in arrays:
+            raise WeightsError(
+                f"the parameters have no {parameter.path}: load or train them with heads {tuple(groups)}"
+            )
+        array = arrays[parameter.path]
+        if array.shape != parameter.shape:
+            raise WeightsError(
+                f"{parameter.path} is {list(array.shape)} and the configuration says {list(parameter.shape)}: "
+                "export with the configuration that the parameters were made with"
+            )
+        array = parameter.to_torch(array.astype(np.float32, copy=False))
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{parameter.path} is not finite: export an earlier checkpoint")
+        if parameter.unused_rows:
+            rows = (carried or {}).get(parameter.path)
+            if rows is None:
+                rows = np.zeros((parameter.unused_rows, *array.shape[1:]), np.float32)
+            array = np.concatenate([rows, array])
+        name = without_base(parameter.torch, layout.family) if base_alone else parameter.torch
+        named[name] = np.ascontiguousarray(array)
+    return named
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    parameters: list[Parameter]
+    read: dict[str, tuple[Parameter, Tensor]]
+    fresh: list[Parameter]
+    unread: list[str]
+    copies: list[tuple[Tensor, str]]
+    """A second copy of a tied parameter, and our path of the first."""
+
+
+def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> _Plan:
+    """What to read, from names and shapes alone."""
+    heads = (*(request.heads or ()), *request.fresh)
+    unknown = [name for name in heads if name not in GROUPS]
+    if unknown:
+        raise WeightsError(f"there is no head {unknown[0]!r}: there are {', '.join(GROUPS[1:])}")
+    # A classifier of sequences and one of tokens have the same names: the configuration says which one it is.
+    other = "sequence" if "token" in (*heads, *layout.required) else "token"
+    universe = layout.parameters(group for group in GROUPS if group != other)
+    known = {p.torch: p for p in universe if p.torch is not None}
+    found, twice = _canonical(tensors, layout.family, known)
+    if twice:
+        raise WeightsError(f"{source}: {twice} is there twice, under two names: remove one of them")
+    copies = _decoder_copies(found, known, layout.family)
+
+    present = {p.group for name, p in known.items() if name in found}
+    wanted = {"encoder", *request.fresh}
+    wanted |= {*request.heads} if request.heads is not None else present | {*layout.required}
+    chosen = [parameter for parameter in universe if parameter.group in wanted]
+    read = {p.path: (p, found[p.torch]) for p in chosen if p.torch in found}
+    missing, fresh = [], []
+    for parameter in chosen:
+        if parameter.path in read:
+            continue
+        named = parameter.torch or parameter.path
+        renewed = parameter.group in request.fresh and parameter.group not in present
+        (fresh if renewed or _matches(named, request.allow_missing) else missing).append(parameter)
+    extra = [tensor.name for name, tensor in found.items() if name not in known]
+    unexpected = [name for name in extra if not _matches(name, request.allow_unexpected)]
+    misshapen = [
+        f"{tensor.name} is {list(tensor.shape)} there and {list(parameter.torch_shape)} by the configuration"
+        for parameter, tensor in read.values()
+        if tensor.shape != parameter.torch_shape
+    ]
+    _refuse(missing, unexpected, misshapen, source)
+    unread = [tensor.name for name, tensor in found.items() if name not in known or known[name].path not in read]
+    compared = [(tensor, target) for tensor, target in copies if target in read and "mlm" in wanted]
+    for tensor, target in compared:
+        if tensor.shape != read[target][0].torch_shape:
+            raise WeightsError(_untied(tensor, source))
+    return _Plan(chosen, read, fresh, unread, compared)
+
+
+def _canonical(
+    tensors: Mapping[str, Tensor], family: Family, known: Mapping[str, object]
+) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors by the names of `Parameter.torch`, and a name that two of them share."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if BUFFERS.fullmatch(name):
+            continue
+        name = canonical(name, family, known)
+        if name in found:
+            return found, name
+        found[name] = tensor
+    return found, None
+
+
+def _decoder_copies(
+    found: dict[str, Tensor], known: Mapping[str, Parameter], family: Family
+) -> list[tuple[Tensor, str]]:
+    """Takes the decoder's copies of tied parameters out of `found`; a copy whose first is not there takes its place."""
+    decoder, copies = DECODER[BASE[family]], []
+    firsts = {parameter.path: name for name, parameter in known.items()}
+    for leaf, target in (("weight", WORD_TABLE), ("bias", MLM_BIAS)):
+        name, first = f"{decoder}.{leaf}", firsts.get(target)
+        if name == first or name not in found or first is None:
+            continue
+        tensor = found.pop(name)
+        if first in found:
+            copies.append((tensor, target))
+        else:
+            found[first] = tensor
+    return copies
+
+
+def _refuse(missing: Sequence[Parameter], unexpected: Sequence[str], misshapen: Sequence[str], source: str) -> None:
+    faults, ways = [], []
+    if misshapen:
+        faults.append(f"{len(misshapen)} of another shape ({_some(misshapen)})")
+        ways.append("use the configuration that belongs to these weights")
+    if missing:
+        faults.append(f"{len(missing)} missing ({_some([p.torch or p.path for p in missing])})")
+        groups = sorted({parameter.group for parameter in missing})
+        ways.append("allow_missing=" if "encoder" in groups else f"fresh={tuple(groups)} to start with new ones")
+    if unexpected:
+        faults.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+        ways.append("allow_unexpected= to leave them")
+    if faults:
+        raise WeightsError(f"{source}: {'; '.join(faults)}: {', '.join(ways)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
+    array = tensor.read()
+    if array.shape != tensor.shape:
+        raise WeightsError(f"{source}: {tensor.name} is not of the shape that the file declares: get the file again")
+    return np.asarray(array, np.float32)
+
+
+def _check_tied(copy: Tensor, first: np.ndarray, source: str) -> None:
+    if not np.array_equal(_read(copy, source), first, equal_nan=True):
+        raise WeightsError(_untied(copy, source))
+
+
+def _untied(copy: Tensor, source: str) -> str:
+    return (
+        f"{source}: the decoder {copy.name} is not tied to what it should repeat, which this model cannot express: "
+        "load the encoder alone with heads=()"
+    )
+
+
+def _initialised(parameter: Parameter, config: ModelConfig, seed: int) -> Float[np.ndarray, "..."]:
+    """A new parameter as the modules initialise it; it depends on the seed and its path alone."""
+    leaf = parameter.path.rsplit("/", 1)[1]
+    if leaf in ("kernel", "embedding"):
+        key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(parameter.path.encode())))
+        return np.array(_truncated_normal(config.initializer_range)(key, parameter.shape, np.float32))
+    return np.full(parameter.shape, 1.0 if leaf == "scale" else 0.0, np.float32)
+
+
+@functools.cache
+def _truncated_normal(scale: float) -> Callable[..., jax.Array]:
+    return nn.initializers.truncated_normal(scale)

@@ -1,0 +1,263 @@
+"""A Hugging Face config.json -> ModelConfig and back; keys that change the computation are known or refused, others kept.
+
+Defaults in `OPTIONAL` are those of transformers' configuration classes, which old files leave out.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from jaxbert.config import ModelConfig
+from jaxbert.weights.assemble import Layout
+from jaxbert.weights.names import Family, WeightsError
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+# Ours -> the key in config.json.
+_BERT_KEYS: Mapping[str, str] = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "activation": "hidden_act",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+}
+_DISTILBERT_KEYS: Mapping[str, str] = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "activation": "activation",
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "initializer_range": "initializer_range",
+}
+KEYS: Mapping[Family, Mapping[str, str]] = {
+    "bert": _BERT_KEYS,
+    "roberta": _BERT_KEYS,
+    "xlm-roberta": _BERT_KEYS,
+    "distilbert": _DISTILBERT_KEYS,
+    "electra": _BERT_KEYS | {"embedding_size": "embedding_size"},
+}
+OPTIONAL: Mapping[str, Any] = {
+    "activation": "gelu",
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "layer_norm_epsilon": 1e-12,
+    "initializer_range": 0.02,
+}
+# modeling_distilbert.py builds its LayerNorms with this epsilon and has no token types.
+_FIXED: Mapping[Family, Mapping[str, Any]] = {"distilbert": {"layer_norm_epsilon": 1e-12, "type_vocab_size": 0}}
+
+# transformers' names; all tanh forms are one formula (transformers/activations.py).
+_ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    "relu": "relu",
+}
+_ACTIVATION_OUT = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
+
+# Keys that change what is computed, with the values under which nothing changes.
+_UNCHANGED: Mapping[str, tuple[Any, ...]] = {
+    "position_embedding_type": (None, "absolute"),
+    "is_decoder": (None, False),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "pruned_heads": (None, {}, []),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+}
+# What other configurations of ours say, and a file would contradict.
+_OWN = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version", "tie_word_embeddings")
+
+# The class without its family's name -> the groups that it holds beside the encoder; "": the encoder's own class.
+_CLASSES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
+    "bert": {
+        "ForPreTraining": ("pooler", "mlm", "nsp"),
+        "ForSequenceClassification": ("pooler", "sequence"),
+        "ForNextSentencePrediction": ("pooler", "nsp"),
+        "Model": ("pooler",),
+    },
+    "roberta": {"Model": ("pooler",)},
+    "xlm-roberta": {"Model": ("pooler",)},
+    "distilbert": {},
+    "electra": {"ForPreTraining": ("discriminator",)},
+}
+_EVERY_FAMILY = {
+    "ForMaskedLM": ("mlm",),
+    "ForSequenceClassification": ("sequence",),
+    "ForTokenClassification": ("token",),
+    "ForQuestionAnswering": ("span",),
+    "Model": (),
+}
+_CLASS_PREFIX: Mapping[Family, str] = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+}
+ARCHITECTURES: Mapping[str, tuple[Family, tuple[str, ...]]] = {
+    _CLASS_PREFIX[family] + name: (family, groups)
+    for family in FAMILIES
+    for name, groups in (_EVERY_FAMILY | _CLASSES[family]).items()
+}
+"""transformers' class -> its family, and the groups that it holds beside the encoder."""
+
+_MAX_JSON_BYTES = 64_000_000
+_LARGEST_SIZE = 2**31 - 1
+# A name is made for every parameter of every layer, before the file is known to have them.
+_MOST_LAYERS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class HfConfiguration:
+    """What a config.json says."""
+
+    layout: Layout
+    architecture: str | None
+    """The class that it names, where it is one of ARCHITECTURES."""
+    extra: Mapping[str, Any]
+    """Keys that the model has no use for, for an export."""
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises WeightsError, naming the file, for anything else."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise WeightsError(f"{path}: {path.stat().st_size} bytes are no configuration: get the file again")
+        values = json.loads(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}: get the file again") from None
+    except (ValueError, RecursionError) as error:
+        text = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: is not JSON ({text}): get the file again") from None
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: holds no JSON object: get the file again")
+    return values
+
+
+def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool = False) -> HfConfiguration:
+    """The model that a config.json describes. `source` names the file in errors.
+
+    Raises WeightsError for sizes that are missing or impossible, and for keys that change the computation to one that the
+    model does not have.
+    """
+    family, architecture = _family(values, source)
+    for key, unchanged in _UNCHANGED.items():
+        if values.get(key) not in unchanged:
+            raise WeightsError(
+                f"{source}: {key} {values[key]!r} is another computation than this encoder's: "
+                f"only {unchanged[-1]!r} can be loaded"
+            )
+    fields: dict[str, Any] = dict(_FIXED.get(family, {}))
+    for field, key in KEYS[family].items():
+        if key not in values and field not in OPTIONAL:
+            raise WeightsError(f"{source}: {key} is missing: take the config.json that belongs to the weights")
+        fields[field] = _value(field, key, values.get(key, OPTIONAL.get(field)), source)
+    if fields["hidden_size"] % fields["num_heads"]:
+        heads, width = KEYS[family]["num_heads"], KEYS[family]["hidden_size"]
+        raise WeightsError(
+            f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
+            "take the config.json that belongs to the weights"
+        )
+    if fields.get("embedding_size") == fields["hidden_size"]:
+        fields["embedding_size"] = None
+    unused = 0
+    if family in ("roberta", "xlm-roberta"):
+        # modeling_roberta.py, create_position_ids_from_input_ids: the first token's position is padding_idx + 1.
+        unused = _value("pad_token_id", "pad_token_id", values.get("pad_token_id", 1), source) + 1
+        if unused >= fields["max_position_embeddings"]:
+            raise WeightsError(f"{source}: max_position_embeddings leaves no position behind pad_token_id {unused - 1}")
+        fields["max_position_embeddings"] -= unused
+    groups = ARCHITECTURES[architecture][1] if architecture else ()
+    # Encoders are often stored without the pooler that their class would have.
+    required = tuple(group for group in groups if group != "pooler")
+    known = {*KEYS[family].values(), *_OWN}
+    return HfConfiguration(
+        Layout(ModelConfig(scan_layers=scan_layers, **fields), family, _labels(values, source), unused, required),
+        architecture,
+        {key: value for key, value in values.items() if key not in known},
+    )
+
+
+def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json for `transformers`' class `architecture`. Raises WeightsError where the class is of another family."""
+    config, family = layout.config, layout.family
+    if ARCHITECTURES.get(architecture, (None,))[0] != family:
+        names = [name for name, (its_family, _) in ARCHITECTURES.items() if its_family == family]
+        raise WeightsError(f"architecture {architecture!r} is none of {family}'s: choose one of {', '.join(names)}")
+    values = dict(extra or {})
+    for field, key in KEYS[family].items():
+        values[key] = getattr(config, field)
+    values[KEYS[family]["activation"]] = _ACTIVATION_OUT[config.activation]
+    if family == "electra":
+        values["embedding_size"] = config.embedding_width
+    values["max_position_embeddings"] += layout.unused_positions
+    if layout.unused_positions:
+        values["pad_token_id"] = layout.unused_positions - 1
+    own = {"architectures": [architecture], "model_type": family, "dtype": "float32", "tie_word_embeddings": True}
+    fixed = {field: getattr(config, field) for field in _FIXED.get(family, {})}
+    if fixed != dict(_FIXED.get(family, {})):
+        raise WeightsError(f"{family} has {_FIXED[family]} and the model {fixed}: export it as another family")
+    return {**values, **own}
+
+
+def _family(values: Mapping[str, Any], source: str) -> tuple[Family, str | None]:
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise WeightsError(
+            f"{source}: architectures is no list of names: take the config.json that belongs to the weights"
+        )
+    known = [name for name in architectures if name in ARCHITECTURES]
+    # Files of Google's, and the oldest of Hugging Face's, have no model_type.
+    inferred = ARCHITECTURES[known[0]][0] if known else "bert"
+    model_type = values.get("model_type", inferred)
+    if model_type not in FAMILIES:
+        raise WeightsError(
+            f"{source}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}: it cannot be loaded"
+        )
+    known = [name for name in known if ARCHITECTURES[name][0] == model_type]
+    return model_type, known[0] if known else None
+
+
+def _value(field: str, key: str, value: Any, source: str) -> Any:
+    """A value of the type and range that the field has."""
+    fault = None
+    if field == "activation":
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
+            fault = f"is no activation of this encoder: there are {', '.join(_ACTIVATIONS)}"
+        else:
+            value = _ACTIVATIONS[value]
+    elif field in OPTIONAL:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            fault = "is no number of at least 0"
+        elif field.endswith("dropout") and value >= 1:
+            fault = "is no number below 1"
+        else:
+            value = float(value)
+    else:
+        least, most = int(field != "pad_token_id"), _MOST_LAYERS if field == "num_layers" else _LARGEST_SIZE
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            fault = f"is no whole number from {least} to {most}"
+    if fault:
+        raise WeightsError(f"{source}: {key} {value!r} {fault}: take the config.json that belongs to the weights")
+    return value
+
+
+def _labels(values: Mapping[str, Any], source: str) -> int:
+    """Classes of a classifier; 2 where nothing is said, as in transformers."""
+    names = values.get("id2label")
+    if isinstance(names, dict | list) and names:
+        return len(names)
+    return _value("num_labels", "num_labels", values.get("num_labels", 2), source)

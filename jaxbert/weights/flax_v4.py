@@ -1,0 +1,69 @@
+"""flax_model.msgpack, which the Flax classes of transformers 4 wrote: a tree of arrays in Flax's serialization."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization, traverse_util
+
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble
+from jaxbert.weights.folder import inside
+from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
+
+# Levels of a tree; the Flax classes have nine.
+_DEEPEST = 32
+
+
+def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, request: Request) -> Assembled:
+    """The parameters in a flax_model.msgpack, with or without a `params` level on top.
+
+    Nothing in the file is run, and its arrays are views of its bytes: a damaged file takes no memory but its own size.
+    Raises WeightsError for damaged files, and as `assemble` does.
+    """
+    tree = _restore(inside(path, folder))
+    if tree.keys() == {"params"} and isinstance(tree["params"], Mapping):
+        tree = tree["params"]
+    names: dict[str, tuple[str, bool]] = {}
+    for parameter in layout.parameters(GROUPS):
+        if parameter.torch is not None:
+            name, transposed = flax_name(parameter)
+            names[name] = (parameter.torch, transposed)
+            # A file of the encoder alone.
+            names.setdefault(name.removeprefix(f"{BASE[layout.family]}/"), names[name])
+    decoder = DECODER[BASE[layout.family]]
+    names.setdefault(f"{decoder.replace('.', '/')}/kernel", (f"{decoder}.weight", True))
+    tensors: dict[str, Tensor] = {}
+    for name, array in traverse_util.flatten_dict(dict(tree), sep="/").items():
+        if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise WeightsError(f"{path}: {name} is no array of floating-point numbers: get the file again")
+        torch, transposed = names.get(name, (name, False))
+        if torch in tensors:
+            raise WeightsError(f"{path}: {name} is there twice, under two names: get the file again")
+        array = array.T if transposed else array
+        tensors[torch] = Tensor(name, array.shape, functools.partial(np.asarray, array))
+    return assemble(tensors, layout, request, str(path))
+
+
+def _restore(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        tree = serialization.msgpack_restore(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}: get the file again") from None
+    # What msgpack raises for bytes that are none of its own, and numpy for shapes that do not fit their arrays.
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{path}: is damaged ({text}): get the file again") from None
+    if not isinstance(tree, dict) or not _is_tree(tree, _DEEPEST):
+        raise WeightsError(f"{path}: holds no tree of arrays: get the file again")
+    return tree
+
+
+def _is_tree(tree: Mapping[Any, Any], deepest: int) -> bool:
+    """Whether all keys are text, and no branch is longer than `deepest`."""
+    return deepest > 0 and all(
+        isinstance(key, str) and (not isinstance(value, dict) or _is_tree(value, deepest - 1))
+        for key, value in tree.items()
+    )

@@ -1,0 +1,197 @@
+"""What a folder of weights holds: which files, whether they lie inside it, and which of them is the tokenizer's."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Literal
+
+from jaxbert.text.vocabulary import load_tokenizer, save_tokenizer
+from jaxbert.weights.configuration import read_json
+from jaxbert.weights.names import WeightsError
+
+CONFIG, WEIGHTS, INDEX, FLAX = "config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
+GOOGLE_CONFIG = "bert_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+# Any of these makes a tokenizer.
+_ENOUGH = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.bin")
+# Share of pieces with capital letters from which a vocab.txt is taken for a cased one: bert-base-cased has over 30 %.
+_CASED_SHARE = 0.01
+
+Kind = Literal["huggingface", "flax", "tensorflow", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The one set of weights in a folder."""
+
+    kind: Kind
+    path: pathlib.Path
+    """The weights' file, or its index; a TensorFlow checkpoint's prefix; a run's folder."""
+    folder: pathlib.Path
+
+
+def find(path: pathlib.Path) -> Found:
+    """The weights in a folder, or the ones that a file's name means.
+
+    Raises WeightsError where there are none, several, or only a torch pickle.
+    """
+    if path.is_dir():
+        found = _in_folder(path)
+        if len(found) > 1:
+            names = " and ".join(str(one.path.name) for one in found[:3])
+            raise WeightsError(f"{path}: holds several weight files ({names}): name the one to load, {found[0].path}")
+        if not found:
+            raise WeightsError(_nothing(path))
+        return found[0]
+    if path.with_name(path.name + ".index").is_file():
+        return Found("tensorflow", path, path.parent)
+    if path.suffix == ".index":
+        return Found("tensorflow", path.with_suffix(""), path.parent)
+    if path.suffix == ".safetensors" or path.name == INDEX:
+        return Found("huggingface", path, path.parent)
+    if path.suffix == ".msgpack":
+        return Found("flax", path, path.parent)
+    if path.name in _PICKLES or path.suffix in (".bin", ".pt", ".pth"):
+        raise WeightsError(_pickle(path))
+    raise WeightsError(f"{path}: is no safetensors, msgpack or TensorFlow checkpoint file: name one, or a folder")
+
+
+def inside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """`path`, where it is a file that lies in the folder. Raises WeightsError for links out of it and for what is no file."""
+    # A snapshot in the hub's cache is a folder of links to ../../blobs.
+    root = folder.parents[1] if folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir() else folder
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise WeightsError(f"{path}: no such file: get the folder again") from None
+    if not real.is_relative_to(root.resolve()):
+        raise WeightsError(f"{path}: is a link out of its folder: replace it by the file itself")
+    if not real.is_file():
+        raise WeightsError(f"{path}: is no file: get the folder again")
+    return path
+
+
+def tokenizer_folder(folder: pathlib.Path, vocab_size: int) -> pathlib.Path | None:
+    """The folder itself, where it holds a tokenizer.
+
+    Raises WeightsError for a tokenizer with more tokens than the model has embeddings, and for a damaged one.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in files:
+        inside(file, folder)
+    names = {file.name for file in files}
+    if not names & {*_ENOUGH}:
+        return None
+    source, tokens = _count(folder, names)
+    if tokens > vocab_size:
+        raise WeightsError(
+            f"{folder / source}: has {tokens} tokens and the model {vocab_size} embeddings: "
+            "take the tokenizer that belongs to the weights"
+        )
+    return folder
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) -> None:
+    """Copies a tokenizer's files; one that is a vocab.txt alone becomes a folder that `transformers.AutoTokenizer` loads."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not {*names} & {*_ENOUGH}:
+        raise WeightsError(f"{source}: holds no tokenizer ({', '.join(_ENOUGH)}): name the folder that does")
+    if names == ["vocab.txt"]:
+        tokenizer = load_tokenizer(source / "vocab.txt", lowercase=not _is_cased(source / "vocab.txt"))
+        save_tokenizer(tokenizer, target, max_length)
+        return
+    for name in names:
+        shutil.copyfile(inside(source / name, source), target / name)
+
+
+def _in_folder(folder: pathlib.Path) -> list[Found]:
+    if (folder / "checkpoints_sha256").is_dir() and (folder / "checkpoints").is_dir():
+        return [Found("run", folder, folder)]
+    found = []
+    shards: set[str] = set()
+    if (folder / INDEX).exists():
+        found.append(Found("huggingface", folder / INDEX, folder))
+        shards = shard_names(folder / INDEX, folder)
+    others = sorted(path for path in folder.glob("*.safetensors") if path.name not in shards)
+    found += [Found("huggingface", path, folder) for path in others]
+    if (folder / FLAX).exists():
+        found.append(Found("flax", folder / FLAX, folder))
+    checkpoints = sorted(folder.glob("*.index"))
+    return found + [Found("tensorflow", path.with_suffix(""), folder) for path in checkpoints]
+
+
+def shard_names(index: pathlib.Path, folder: pathlib.Path) -> set[str]:
+    """The files that a sharded checkpoint consists of. Raises WeightsError for names that are more than a file's name."""
+    weight_map = read_json(inside(index, folder)).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index}: has no weight_map: get the file again")
+    names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
+    for name in sorted(names):
+        if not name.endswith(".safetensors") or any(part in name for part in ("/", "\\", "..", "\0")):
+            raise WeightsError(f"{index}: {name!r} is no name of a shard in its folder: get the file again")
+    return names
+
+
+def _nothing(folder: pathlib.Path) -> str:
+    pickles = [folder / name for name in _PICKLES if (folder / name).exists()]
+    if pickles:
+        return _pickle(pickles[0])
+    return f"{folder}: holds no weights ({WEIGHTS}, {FLAX}, a TensorFlow checkpoint, or a run's checkpoints): name the folder that does"
+
+
+def _pickle(path: pathlib.Path) -> str:
+    return (
+        f"{path}: is a torch pickle, which can run code when it is read: convert it where you trust it, with torch and "
+        f"transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(TARGET), the class being that of its config.json"
+    )
+
+
+def _count(folder: pathlib.Path, names: set[str]) -> tuple[str, int]:
+    """The file that says it, and the largest id and one."""
+    if "tokenizer.json" in names:
+        state = read_json(folder / "tokenizer.json")
+        try:
+            vocab, added = state["model"]["vocab"], state.get("added_tokens") or []
+            ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+            ids += [token["id"] for token in added]
+            return "tokenizer.json", max(ids, default=-1) + 1
+        except (KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{folder / 'tokenizer.json'}: is no tokenizer ({error!r}): get the file again"
+            ) from None
+    if "vocab.txt" in names:
+        return "vocab.txt", len(_lines(folder / "vocab.txt"))
+    if "vocab.json" in names:
+        return "vocab.json", max(
+            (n for n in read_json(folder / "vocab.json").values() if isinstance(n, int)), default=-1
+        ) + 1
+    return "sentencepiece.bpe.model", 0
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf8").rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
+
+
+def _is_cased(vocabulary: pathlib.Path) -> bool:
+    pieces = _lines(vocabulary)
+    capital = sum(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+    return capital > _CASED_SHARE * len(pieces)
+
+
+def write_json(path: pathlib.Path, values: object) -> None:
+    """Writes JSON as the ecosystem's tools do: two spaces, sorted keys, one line end at the end."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")

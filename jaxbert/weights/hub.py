@@ -1,0 +1,32 @@
+"""A model's name on the Hugging Face hub -> a folder on this machine, through huggingface_hub and its cache."""
+
+import pathlib
+
+from jaxbert.weights.folder import CONFIG, FLAX, INDEX, TOKENIZER_FILES, WEIGHTS
+from jaxbert.weights.names import WeightsError
+
+# The weights of one kind: a repository often holds the same ones several times.
+_FIRST = (CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
+
+
+def download(name: str) -> pathlib.Path:
+    """The folder of a model; safetensors where it has them, else flax_model.msgpack. Nothing else is fetched.
+
+    Raises WeightsError, in one line, where there is no network and no copy, no such model, or no weights that can be read.
+    """
+    import huggingface_hub
+
+    try:
+        folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FIRST)))
+        if not list(folder.glob("*.safetensors")):
+            huggingface_hub.snapshot_download(name, allow_patterns=[FLAX])
+    # What the hub's client raises depends on how it is built: HTTP errors, OSError, ValueError.
+    except Exception as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{name}: is no file or folder here, and could not be fetched from the hub ({text}): "
+            "name a folder, or try again with a network"
+        ) from None
+    if not (folder / CONFIG).is_file():
+        raise WeightsError(f"{name}: has no {CONFIG} on the hub: name a model that jaxbert can load")
+    return folder

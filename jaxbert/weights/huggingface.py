@@ -1,0 +1,162 @@
+"""Hugging Face folders in and out: config.json, model.safetensors (or its shards), tokenizer, model card."""
+
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+
+from jaxbert.config import ModelConfig
+from jaxbert.weights.assemble import Assembled, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.configuration import (
+    ARCHITECTURES,
+    HfConfiguration,
+    read_configuration,
+    read_json,
+    write_configuration,
+)
+from jaxbert.weights.folder import CONFIG, INDEX, WEIGHTS, copy_tokenizer, inside, shard_names, write_json
+from jaxbert.weights.names import WeightsError
+from jaxbert.weights.safetensors_file import open_file, write_file
+
+Pooling = Literal["cls", "mean", "max"]
+
+
+def read_folder_configuration(folder: pathlib.Path, scan_layers: bool = False) -> HfConfiguration:
+    """The config.json of a folder. Raises WeightsError, as `read_configuration` does."""
+    path = inside(folder / CONFIG, folder)
+    return read_configuration(read_json(path), str(path), scan_layers)
+
+
+def read_weights(path: pathlib.Path, folder: pathlib.Path, layout: Layout, request: Request) -> Assembled:
+    """The parameters in a safetensors file, or in the shards that an index names.
+
+    Raises WeightsError for damaged files, for links out of the folder, and as `assemble` does.
+    """
+    tensors = _shards(path, folder) if path.name == INDEX else open_file(inside(path, folder))
+    return assemble(tensors, layout, request, str(path))
+
+
+def _shards(index: pathlib.Path, folder: pathlib.Path) -> dict[str, Tensor]:
+    weight_map = read_json(index)["weight_map"] if shard_names(index, folder) else {}
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(shard_names(index, folder)):
+        declared = open_file(inside(folder / shard, folder))
+        listed = {name for name, file in weight_map.items() if file == shard}
+        other = sorted(declared.keys() ^ listed)
+        if other:
+            place = "not in the shard" if other[0] in listed else "not listed for the shard"
+            raise WeightsError(f"{index}: {other[0]} is {place} {shard}: get the folder again")
+        tensors |= declared
+    return tensors
+
+
+def save(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: str | os.PathLike[str] | None = None,
+    *,
+    architecture: str = "BertForPreTraining",
+    card: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    carried: Mapping[str, np.ndarray] | None = None,
+    labels: int = 2,
+    unused_positions: int = 0,
+    pooling: Pooling | None = None,
+    normalize: bool = False,
+    max_length: int | None = None,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `pooling` is given.
+
+    Args:
+      params: the encoder and the groups that the architecture has; of numpy or jax, in either layout of layers.
+      tokenizer: a folder that holds one. None: none is written.
+      architecture: one of `ARCHITECTURES`; it says the family.
+      card: text of README.md.
+      extra: keys of config.json that the model has no use for (`Loaded.extra`).
+      carried: rows that the model has no use for (`Loaded.carried`).
+      labels: classes of a sequence or token classifier.
+      unused_positions: padding_idx + 1 in RoBERTa (`Loaded.unused_positions`), else 0.
+      pooling: makes it an embedder; `normalize` then scales its vectors to length 1.
+      max_length: longest text in tokens. None: as many as there are positions.
+      overwrite: replace a folder that is there.
+
+    The folder appears whole or not at all: it is written beside its place, and renamed.
+    Raises WeightsError for a folder that is there, and for parameters that do not fit.
+    """
+    target = pathlib.Path(folder).absolute()
+    if architecture not in ARCHITECTURES:
+        raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+    if target.exists() and not (overwrite and target.is_dir()):
+        raise WeightsError(f"{target}: is there already: choose another folder, or overwrite=True")
+    family, groups = ARCHITECTURES[architecture]
+    layout = Layout(config, family, labels, unused_positions)
+    values = write_configuration(layout, architecture, extra)
+    arrays = disassemble(params, layout, _stored(groups, params), carried, base_alone=architecture.endswith("Model"))
+    length = max_length or config.max_position_embeddings
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        write_json(partial / CONFIG, values)
+        write_file(partial / WEIGHTS, arrays)
+        if tokenizer is not None:
+            copy_tokenizer(pathlib.Path(tokenizer), partial, length)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf8")
+        if pooling is not None:
+            _write_embedder(partial, config.hidden_size, pooling, normalize, length)
+        _replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{target}: could not be written ({reason}): choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _stored(groups: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
+    # An encoder's own class makes a new pooler where a file has none; nothing else may be left out.
+    return tuple(group for group in groups if group in params or groups != ("pooler",))
+
+
+def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves the written folder to its place; what was there is removed once it is."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = partial.with_suffix(".old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _write_embedder(folder: pathlib.Path, width: int, pooling: Pooling, normalize: bool, max_length: int) -> None:
+    """What sentence-transformers and the embedding servers read beside the model's own files."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
+    for path, _ in modules:
+        (folder / path).mkdir(exist_ok=True)
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for i, (path, name) in enumerate(modules)
+        ],
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
+    write_json(
+        folder / "1_Pooling" / CONFIG,
+        {"word_embedding_dimension": width}
+        | {f"pooling_mode_{name}": mode == pooling for mode, name in modes.items()}
+        | {"pooling_mode_mean_sqrt_len_tokens": False},
+    )

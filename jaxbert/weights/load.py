@@ -1,0 +1,164 @@
+"""One call for anyone's BERT: `load` tells the kinds of checkpoints apart by what a folder holds."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbert.config import ModelConfig
+from jaxbert.weights import hub
+from jaxbert.weights.assemble import Assembled, Params, Request
+from jaxbert.weights.configuration import HfConfiguration
+from jaxbert.weights.flax_v4 import read_msgpack
+from jaxbert.weights.folder import Found, find, tokenizer_folder
+from jaxbert.weights.huggingface import read_folder_configuration, read_weights
+from jaxbert.weights.names import Family, WeightsError
+from jaxbert.weights.run_folder import read_run, read_run_config, run_tokenizer
+from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model that came in, and what is needed to give it out again unchanged."""
+
+    config: ModelConfig
+    """The encoder. Fields that are no sizes may be replaced: attention_backend, remat, dtype and the dropouts."""
+    params: Params
+    """float32 numpy arrays: `encoder`, and the groups that were there (or asked for)."""
+    tokenizer: pathlib.Path | None
+    """Folder of its tokenizer; None where there is none."""
+    family: Family
+    architecture: str | None
+    """transformers' class that the file names, where jaxbert.weights knows it."""
+    fresh: tuple[str, ...]
+    """Paths of the parameters that were not in the file, and are initialised anew."""
+    unread: tuple[str, ...]
+    """Names of what the file holds and nobody asked for."""
+    extra: Mapping[str, Any]
+    """Keys of config.json that the model has no use for."""
+    carried: Mapping[str, np.ndarray]
+    """Rows of tables that the model has no use for."""
+    labels: int
+    """Classes of a sequence or token classifier."""
+    unused_positions: int
+    """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
+    source: pathlib.Path
+    """The weights' file, or the folder of a run."""
+    step: int | None = None
+    """Step of a run's checkpoint."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The heads that came with the encoder."""
+        return tuple(name for name in self.params if name != "encoder")
+
+    def export_arguments(self) -> dict[str, Any]:
+        """What `jaxbert.weights.huggingface.save` wants beside a folder, so that what came in goes out unchanged."""
+        return {
+            "config": self.config,
+            "params": self.params,
+            "tokenizer": self.tokenizer,
+            "extra": self.extra,
+            "carried": self.carried,
+            "labels": self.labels,
+            "unused_positions": self.unused_positions,
+        } | ({"architecture": self.architecture} if self.architecture else {})
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    heads: Sequence[str] | None = None,
+    fresh: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    scan_layers: bool | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """Weights from a folder, a file, or the Hugging Face hub.
+
+    Takes a Hugging Face folder (model.safetensors or its shards), Google's TensorFlow checkpoint (its folder or prefix), a
+    folder with a flax_model.msgpack of transformers 4, and the folder of a jaxbert run; which one it is, its contents say.
+
+    Args:
+      heads: what is wanted beside the encoder, of "pooler", "mlm", "nsp", "sequence", "token", "span", "discriminator".
+        None: all that is there, and all that the class named in config.json must have.
+      fresh: heads that are made new where the file has nothing of them; `Loaded.fresh` says which parameters those are.
+      allow_missing, allow_unexpected: patterns (fnmatch) of torch names that may be missing (they are made new), or left.
+      scan_layers: parameters of the layers stacked, for ModelConfig.scan_layers. None: as a run has them, else not.
+      seed: of what is made new.
+
+    Raises WeightsError, in one line that names the file and the way out, for everything that does not fit.
+    """
+    request = Request(
+        None if heads is None else tuple(heads), tuple(fresh), tuple(allow_missing), tuple(allow_unexpected), seed
+    )
+    found = find(_local(path_or_name))
+    if found.kind == "run":
+        return _load_run(found.folder, request, scan_layers)
+    readers = {"huggingface": _huggingface, "flax": _flax, "tensorflow": _tensorflow}
+    described, assembled = readers[found.kind](found, request, bool(scan_layers))
+    layout = described.layout
+    return Loaded(
+        layout.config,
+        assembled.params,
+        tokenizer_folder(found.folder, layout.config.vocab_size or 0),
+        layout.family,
+        described.architecture,
+        assembled.fresh,
+        assembled.unread,
+        described.extra,
+        assembled.carried,
+        layout.labels,
+        layout.unused_positions,
+        found.path,
+    )
+
+
+def _local(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path of a file or folder, or of the hub's copy of a model's name."""
+    path = pathlib.Path(path_or_name).expanduser()
+    if path.exists() or path.with_name(f"{path.name}.index").is_file():
+        return path
+    if not isinstance(path_or_name, str) or not _HUB_NAME.fullmatch(path_or_name):
+        raise WeightsError(f"{path_or_name}: no such file or folder: name one that is there, or a model on the hub")
+    return hub.download(path_or_name)
+
+
+def _huggingface(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfiguration, Assembled]:
+    described = read_folder_configuration(found.folder, scan_layers)
+    return described, read_weights(found.path, found.folder, described.layout, request)
+
+
+def _flax(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfiguration, Assembled]:
+    described = read_folder_configuration(found.folder, scan_layers)
+    return described, read_msgpack(found.path, found.folder, described.layout, request)
+
+
+def _tensorflow(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfiguration, Assembled]:
+    described = read_checkpoint_configuration(found.folder, scan_layers)
+    return described, read_checkpoint(found.path, described.layout, request)
+
+
+def _load_run(folder: pathlib.Path, request: Request, scan_layers: bool | None) -> Loaded:
+    config = read_run_config(folder)
+    # How the run computed is a matter of the machine that it ran on.
+    model = dataclasses.replace(
+        config.model,
+        dtype=ModelConfig.dtype,
+        attention_backend=ModelConfig.attention_backend,
+        remat=ModelConfig.remat,
+    )
+    scanned = model.scan_layers if scan_layers is None else scan_layers
+    assembled, step = read_run(folder, model, scanned, request)
+    model = dataclasses.replace(model, scan_layers=scanned)
+    tokenizer = run_tokenizer(folder, config)
+    if tokenizer is not None:
+        tokenizer = tokenizer_folder(tokenizer, model.vocab_size or 0)
+    return Loaded(model, assembled.params, tokenizer, "bert", "BertForPreTraining", (), (), {}, {}, 2, 0, folder, step)

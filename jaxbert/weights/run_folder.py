@@ -1,0 +1,124 @@
+"""A jaxbert run in: its configuration, and the parameters of its newest checkpoint that is whole. Changes nothing there."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import linen as nn
+from flax import traverse_util
+
+from jaxbert import command_line
+from jaxbert.config import Config, ConfigError, ModelConfig
+from jaxbert.model.bert import BertForPreTraining
+from jaxbert.train import checkpoint
+from jaxbert.weights.assemble import Assembled, Params, Request, from_tree, to_tree
+from jaxbert.weights.configuration import read_json
+from jaxbert.weights.folder import CONFIG
+from jaxbert.weights.names import WeightsError
+
+
+def read_run_config(folder: pathlib.Path) -> Config:
+    """What the run was run with. Raises WeightsError where its config.json does not say it whole."""
+    path = folder / CONFIG
+    try:
+        config = command_line.load(path)
+    except ConfigError as error:
+        raise WeightsError(f"{error}: take the {CONFIG} that the run wrote") from None
+    if config.model.vocab_size is None:
+        raise WeightsError(f"{path}: does not say model.vocab_size: take the {CONFIG} that the run wrote")
+    return config
+
+
+def read_run(folder: pathlib.Path, model: ModelConfig, scan_layers: bool, request: Request) -> tuple[Assembled, int]:
+    """The parameters of a run and their step, layers as `scan_layers` says. `model` is the run's.
+
+    A checkpoint counts if its files match their sha256; a damaged one is passed over for the one before it.
+    Raises WeightsError where none is whole, or where it is one of another model.
+    """
+    step = _newest_whole(folder)
+    params = _restore(folder, step, model)
+    heads = tuple(params) if request.heads is None else ("encoder", *request.heads)
+    absent = [name for name in (*heads, *request.fresh) if name not in params]
+    if absent:
+        raise WeightsError(f"{folder}: has no head {absent[0]!r}: it has {', '.join(params)}")
+    arrays = from_tree({name: tree for name, tree in params.items() if name in heads}, model)
+    tree = to_tree(arrays, dataclasses.replace(model, scan_layers=scan_layers))
+    return Assembled(tree, (), (), {}), step
+
+
+def run_tokenizer(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
+    """The tokenizer folder of the run's rows. None where they are elsewhere, or where it is not said which ones they are."""
+    roots = [folder / "rows"] + ([pathlib.Path(config.data.rows)] if config.data.rows else [])
+    found = [path.parent for root in roots for path in sorted(root.glob("*/tokenizer/tokenizer.json"))]
+    # Rows lie in a folder that has the beginning of their fingerprint for a name.
+    fingerprint = read_json(folder / CONFIG).get("rows")
+    if isinstance(fingerprint, str):
+        found = [path for path in found if fingerprint.startswith(path.parent.name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _newest_whole(folder: pathlib.Path) -> int:
+    steps = sorted(
+        (int(p.stem) for p in (folder / "checkpoints_sha256").glob("*.json") if p.stem.isdigit()), reverse=True
+    )
+    faults = []
+    for step in steps:
+        fault = _fault(folder, step)
+        if fault is None:
+            return step
+        faults.append(f"{step}: {fault}")
+    raise WeightsError(
+        f"{folder}: has no checkpoint that is whole ({'; '.join(faults[:3]) or 'none is there'}): train on, or restore the folder"
+    )
+
+
+def _fault(folder: pathlib.Path, step: int) -> str | None:
+    try:
+        record = checkpoint.parse_record((folder / "checkpoints_sha256" / f"{step}.json").read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        return f"its record is damaged ({str(error).splitlines()[0]})"
+    found = checkpoint.file_digests(epath.Path(folder / "checkpoints" / f"{step}"))
+    for name, expected in record.files.items():
+        if found.get(name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
+    """The parameters alone, as numpy arrays; the optimizer's moments are not read."""
+    one_BxL = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(BertForPreTraining(model).init, jax.random.key(0), one_BxL, one_BxL, one_BxL)
+    abstract = {"params": nn.unbox(boxed)["params"]}
+    path = epath.Path(folder.resolve() / "checkpoints" / f"{step}" / "default")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        _check_same_model(checkpointer.metadata(path).item_metadata.tree["params"], abstract["params"], folder, step)
+        restored = checkpointer.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract),
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+def _check_same_model(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path, step: int) -> None:
+    there, here = _shapes(stored), _shapes(wanted)
+    for path in sorted(there.keys() | here.keys()):
+        if there.get(path) != here.get(path):
+            raise WeightsError(
+                f"{folder}: in checkpoint {step}, {path} is {there.get(path, 'missing')} and by {CONFIG} "
+                f"{here.get(path, 'missing')}: take the {CONFIG} that the run wrote"
+            )
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
