@@ -36,6 +36,8 @@ from jaxbert.train.state import TrainState, abstract_state, create_state
 from jaxbert.train.step import make_eval_step, make_train_step
 from jaxbert.train.tracking import make_trackers
 from jaxbert.validation import validate
+from jaxbert.weights import huggingface
+from jaxbert.weights.model_card import model_card
 
 # The arrays of one batch, by name.
 Arrays = dict[str, np.ndarray]
@@ -85,6 +87,7 @@ def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     if outcome.interrupted:
         _say(f"stopped at step {outcome.step:,}; the same command goes on from there")
         return PretrainResult(workdir, outcome.step, False, outcome.evaluation or {}, None)
+    run.export(outcome)
     baselines = run.report(outcome, seconds=time.monotonic() - started)
     return PretrainResult(workdir, outcome.step, True, outcome.evaluation or {}, baselines)
 
@@ -163,6 +166,30 @@ class _Run:
             )
         finally:
             tracker.close()
+
+    def export(self, outcome: FitResult) -> None:
+        """Write WORKDIR/model, a Hugging Face folder that transformers' BertForPreTraining loads."""
+        # Every process takes part, since each may hold only a part of the parameters.
+        params = multihost_utils.process_allgather(outcome.state.params, tiled=True)
+        if jax.process_index() != 0:
+            return
+        config, architecture = self.config, "BertForPreTraining"
+        card = model_card(
+            config.name,
+            architecture,
+            data=", ".join(f"`{text}`" for text in config.data.text),
+            steps=outcome.step,
+            settings={
+                "global batch": f"{config.train.batch_size} rows of {config.data.max_length} tokens",
+                "peak learning rate": config.optimizer.peak_learning_rate,
+                "seed": config.seed,
+            },
+            metrics={f"held-out {name}": value for name, value in (outcome.evaluation or {}).items()},
+        )
+        tokenizer = self.prepared.tokenizer_directory
+        folder = Path(config.workdir) / "model"
+        huggingface.save(folder, config.model, params, tokenizer, architecture=architecture, card=card, overwrite=True)
+        _say(f"model for transformers: {folder}")
 
     def report(self, outcome: FitResult, seconds: float) -> reports.Baselines:
         """Write report.md and curves.png, print the table and the examples."""

@@ -8,10 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from jaxbert import run
 from jaxbert.config import (
@@ -27,7 +30,9 @@ from jaxbert.config import (
     UserError,
     VocabularyConfig,
 )
+from jaxbert.model.bert import BertForPreTraining
 from jaxbert.train.checkpoint import Checkpoints
+from jaxbert.weights.load import load
 
 STEPS = 9
 
@@ -114,6 +119,25 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Config):
     saved = json.loads((workdir / "config.json").read_text())["config"]
     assert saved["model"]["vocab_size"] > 104
     assert saved["model"]["dtype"] == "float32"
+
+
+def test_the_exported_model_computes_the_same_in_transformers(uninterrupted: Config):
+    folder = pathlib.Path(uninterrupted.workdir) / "model"
+    peer, report = transformers.BertForPreTraining.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = {k: np.asarray(v) for k, v in tokenizer([["the dog barks .", "a cat"]], return_tensors="np").items()}
+    with torch.no_grad():
+        theirs = peer.eval()(**{name: torch.from_numpy(values) for name, values in batch.items()})
+    trained = load(uninterrupted.workdir)
+    ours: Any = BertForPreTraining(trained.config).apply(
+        {"params": trained.params}, batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
+    )
+    vocabulary = theirs.prediction_logits.shape[-1]
+    np.testing.assert_allclose(ours.mlm_logits_BxPxV[..., :vocabulary], theirs.prediction_logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours.nsp_logits_BxSx2[:, 0], theirs.seq_relationship_logits, rtol=0, atol=1e-5)
+    assert "steps" in (folder / "README.md").read_text(encoding="utf8")
 
 
 class Interrupt:
