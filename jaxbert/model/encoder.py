@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jaxbert.config import ModelConfig
 from jaxbert.model.attention import TAKES_SOME_QUERIES, attend
 from jaxbert.model.dropout import dropout
-from jaxbert.model.layout import constrain
+from jaxbert.model.layout import constrain, is_split
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
@@ -115,9 +115,12 @@ def constrain_hidden(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
 
 def look_up(embed: nn.Embed, ids_BxL: Int[Array, "B L"], rows: str | None) -> Float[Array, "B L E"]:
     """The rows of a table at `ids_BxL`. `rows`: the logical name of its first axis."""
-    # Whole in width on every device that has rows of the batch: with the width in parts over them, the partitioner
-    # gathers the gradients of the whole batch on each.
-    return jnp.take(constrain(embed.embedding, (rows, "activation_embed")), ids_BxL, axis=0)
+    table = embed.embedding
+    # Where the width is in parts over devices that share the batch, the partitioner would gather the gradients of the whole
+    # batch on each. Elsewhere the constraint would only keep the table's two gradients from being added up in one go.
+    if is_split("embed"):
+        table = constrain(table, (rows, "activation_embed"))
+    return jnp.take(table, ids_BxL, axis=0)
 
 
 class Embeddings(nn.Module):

@@ -6,6 +6,7 @@ DenseGeneral unboxes its kernel flattened, with the axes of the kernel as it wil
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -17,22 +18,33 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 _RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("axis_rules", default=())
 
 
+_CONSTRAINING: contextvars.ContextVar[bool] = contextvars.ContextVar("constraining", default=True)
+
+
 @contextlib.contextmanager
-def axis_rules(rules: Rules) -> Iterator[None]:
-    """Within: `constrain` places axes by these rules, on the mesh that jax finds in its own context."""
-    token = _RULES.set(rules)
+def axis_rules(rules: Rules, *, constraining: bool = True) -> Iterator[None]:
+    """Within: `constrain` (unless `constraining` is False) and `mesh_axes` go by these rules, on the mesh in jax's context."""
+    rules_token, constraining_token = _RULES.set(rules), _CONSTRAINING.set(constraining)
     try:
         yield
     finally:
-        _RULES.reset(token)
+        _RULES.reset(rules_token)
+        _CONSTRAINING.reset(constraining_token)
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
     """`x` with its axes placed as the rules say; None, and names without a rule, are not split. Without rules or mesh: `x`."""
-    return spmd.with_logical_constraint(x, names, rules=_RULES.get())
+    return spmd.with_logical_constraint(x, names, rules=_RULES.get()) if _CONSTRAINING.get() else x
 
 
 def mesh_axes(names: tuple[str | None, ...]) -> PartitionSpec:
     """The mesh axes of these names, for `jax.shard_map`."""
     axes = spmd.logical_to_mesh_axes(names, _RULES.get())
     return PartitionSpec() if axes is None else axes
+
+
+def is_split(name: str) -> bool:
+    """Whether the rules put the axis in parts over several devices of the mesh in jax's context."""
+    (axes,) = mesh_axes((name,)) or (None,)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ())) > 1
