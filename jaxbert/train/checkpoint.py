@@ -9,15 +9,11 @@ itself restores bit-flipped arrays without an error, and takes an empty folder f
 In a run of several processes all of them call the same methods in the same order, and WORKDIR is one that all of them see.
 """
 
-import concurrent.futures
 import dataclasses
-import hashlib
-import json
 import logging
-import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -28,9 +24,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxbert.config import CheckpointConfig, UserError
+from jaxbert.train.checkpoint_record import (
+    CHECKPOINTS,
+    RECORDS,
+    Record,
+    fault,
+    file_digests,
+    format_record,
+    parse_record,
+)
 
 PyTree = Any
-HASHING_THREADS = 4
 NO_STEP, NONE_IS_WHOLE = -1, -2
 
 
@@ -46,25 +50,6 @@ class Skipped:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What stands in checkpoints_sha256/<step>.json."""
-
-    step: int
-    files: Mapping[str, Mapping[str, Any]]
-    """Path inside the step's folder -> {"bytes", "sha256"}."""
-    evaluation: Mapping[str, float] | None = None
-    """Held-out metrics at this step, by name; None where there was no evaluation."""
-    window: Mapping[str, Any] | None = None
-    """Sums of the training metrics since the last log line, so that a resumed run logs what an uninterrupted one does."""
-
-    @property
-    def heldout_loss(self) -> float | None:
-        """The evaluation's loss where it is a finite number, which is what "best" goes by."""
-        loss = (self.evaluation or {}).get("loss")
-        return loss if loss is not None and math.isfinite(loss) else None
-
-
 class Checkpoints:
     """The checkpoints of a run: saved in the background, the newest few and the best one kept.
 
@@ -73,8 +58,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
         root = epath.Path(workdir).resolve()
-        self._directory = root / "checkpoints"
-        self._records = root / "checkpoints_sha256"
+        self._directory = root / CHECKPOINTS
+        self._records = root / RECORDS
         self._rejected = root / "checkpoints_rejected"
         self._config = config
         self._sealing: _Sealing | None = None
@@ -177,7 +162,7 @@ class Checkpoints:
         chosen, skipped = NO_STEP, []
         if jax.process_index() == 0:
             for step in sorted(_numbers(self._directory, ""), reverse=True):
-                if (reason := self._fault(step)) is None:
+                if (reason := fault(self._directory.parent, step)) is None:
                     chosen = step
                     break
                 skipped.append(Skipped(step, reason))
@@ -204,29 +189,10 @@ class Checkpoints:
     def restore(self, step: int, abstract_state: PyTree) -> PyTree:
         """The state of one step, as in `restore_latest`. Raises CheckpointError where it is not whole."""
         self.wait()
-        reason = self._fault(step)
+        reason = fault(self._directory.parent, step)
         if reason is not None:
             raise CheckpointError(f"checkpoint {step} cannot be restored: {reason}")
         return self._read(step, abstract_state)
-
-    def _fault(self, step: int) -> str | None:
-        """Why the checkpoint does not count; None where it is whole."""
-        path = self._records / f"{step}.json"
-        if not path.exists():
-            return f"it has no {self._records.name}/{path.name}, so its save was never finished"
-        try:
-            record = parse_record(path.read_bytes())
-        except ValueError as error:
-            return f"{self._records.name}/{path.name} is damaged ({error})"
-        found = file_digests(self._directory / f"{step}")
-        for name, expected in record.files.items():
-            if name not in found:
-                return f"{name} is missing"
-            if found[name]["bytes"] != expected["bytes"]:
-                return f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}"
-            if found[name]["sha256"] != expected["sha256"]:
-                return f"{name} does not match its sha256"
-        return None
 
     def _read(self, step: int, abstract_state: PyTree) -> PyTree:
         abstract = jax.tree.map(
@@ -259,7 +225,7 @@ class Checkpoints:
     def _write_record(self, record: Record) -> None:
         path = self._records / f"{record.step}.json"
         partial = self._records / f"{record.step}.json.partial"
-        partial.write_text(_format_record(record))
+        partial.write_text(format_record(record))
         partial.replace(path)
 
     def _set_aside(self, step: int) -> epath.Path:
@@ -304,47 +270,6 @@ class _Sealing(threading.Thread):
 def _numbers(directory: epath.Path, suffix: str) -> set[int]:
     names = (path.name for path in directory.iterdir() if path.name.endswith(suffix)) if directory.exists() else ()
     return {int(stem) for name in names if (stem := name.removesuffix(suffix)).isdigit()}
-
-
-def file_digests(directory: epath.Path) -> dict[str, dict[str, Any]]:
-    files = sorted(_walk(directory)) if directory.exists() else []
-    with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
-        digests = pool.map(_digest, files)
-        return {path.relative_to(directory).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
-
-
-def _walk(directory: epath.Path) -> Iterator[epath.Path]:
-    # epath globs no `**`, for the sake of object stores.
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path
-
-
-def _digest(path: epath.Path) -> dict[str, Any]:
-    sha256, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": sha256.hexdigest()}
-
-
-def _format_record(record: Record) -> str:
-    content = dataclasses.asdict(record)
-    return json.dumps({**content, "sha256": _record_digest(content)}, indent=1)
-
-
-def parse_record(text: bytes) -> Record:
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.pop("sha256", None) != _record_digest(content):
-        raise ValueError("it does not match its own sha256")
-    return Record(**content)
-
-
-def _record_digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _types(tree: PyTree) -> dict[str, str]:

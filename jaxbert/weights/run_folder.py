@@ -16,7 +16,7 @@ from flax import traverse_util
 from jaxbert import command_line
 from jaxbert.config import Config, ConfigError, ModelConfig
 from jaxbert.model.bert import BertForPreTraining
-from jaxbert.train import checkpoint
+from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
 from jaxbert.weights.assemble import Assembled, Params, Request, from_tree, to_tree
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG
@@ -64,30 +64,16 @@ def run_tokenizer(folder: pathlib.Path, config: Config) -> pathlib.Path | None:
 
 
 def _newest_whole(folder: pathlib.Path) -> int:
-    steps = sorted(
-        (int(p.stem) for p in (folder / "checkpoints_sha256").glob("*.json") if p.stem.isdigit()), reverse=True
-    )
+    steps = sorted((int(p.stem) for p in (folder / RECORDS).glob("*.json") if p.stem.isdigit()), reverse=True)
     faults = []
     for step in steps:
-        fault = _fault(folder, step)
-        if fault is None:
+        reason = fault(epath.Path(folder), step)
+        if reason is None:
             return step
-        faults.append(f"{step}: {fault}")
+        faults.append(f"{step}: {reason}")
     raise WeightsError(
         f"{folder}: has no checkpoint that is whole ({'; '.join(faults[:3]) or 'none is there'}): train on, or restore the folder"
     )
-
-
-def _fault(folder: pathlib.Path, step: int) -> str | None:
-    try:
-        record = checkpoint.parse_record((folder / "checkpoints_sha256" / f"{step}.json").read_bytes())
-    except (OSError, ValueError, TypeError) as error:
-        return f"its record is damaged ({str(error).splitlines()[0]})"
-    found = checkpoint.file_digests(epath.Path(folder / "checkpoints" / f"{step}"))
-    for name, expected in record.files.items():
-        if found.get(name) != expected:
-            return f"{name} is not what was written"
-    return None
 
 
 def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
@@ -95,7 +81,7 @@ def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
     one_BxL = jnp.zeros((1, 1), jnp.int32)
     boxed = jax.eval_shape(BertForPreTraining(model).init, jax.random.key(0), one_BxL, one_BxL, one_BxL)
     abstract = {"params": nn.unbox(boxed)["params"]}
-    path = epath.Path(folder.resolve() / "checkpoints" / f"{step}" / "default")
+    path = epath.Path(folder.resolve() / CHECKPOINTS / f"{step}" / "default")
     with ocp.PyTreeCheckpointer() as checkpointer:
         _check_same_model(checkpointer.metadata(path).item_metadata.tree["params"], abstract["params"], folder, step)
         restored = checkpointer.restore(
