@@ -98,7 +98,8 @@ def test_a_damaged_checkpoint_is_passed_over(run: pathlib.Path):
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
     with pytest.raises(
-        WeightsError, match=r"no checkpoint that is whole \(6: .* does not match its sha256; 3: .* does not match its sha256"
+        WeightsError,
+        match=r"no checkpoint that is whole \(6: .* does not match its sha256; 3: .* does not match its sha256",
     ) as caught:
         load(run)
     assert "\n" not in str(caught.value)
