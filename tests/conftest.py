@@ -1,6 +1,7 @@
 """What every test runs under: eight simulated CPU devices and strict rank promotion (warnings are errors, pyproject.toml)."""
 
 import atexit
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -19,6 +20,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Nothing in the tests may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The CUDA build of torch brings triton, which crashes the process when TensorFlow was loaded before it.
+if importlib.util.find_spec("triton"):
+    importlib.import_module("triton")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -82,6 +82,58 @@ class BertEncoder(nn.Module):
         return self.embeddings.word.embedding
 
 
+class BertForMaskedLM(nn.Module):
+    """BERT with the masked LM head alone."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        self.mlm = MlmHead(self.config)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        mlm_positions: Int[Array, "B P"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B P V"]:
+        """Logits as `BertForPreTraining` gives them, for the same arguments."""
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        chosen_BxPxD = self.encoder(*tokens, mlm_positions, deterministic=deterministic)
+        return self.mlm(chosen_BxPxD, self.encoder.word_table())
+
+
+class BertForNextSentencePrediction(nn.Module):
+    """BERT with the next sentence prediction head alone."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        self.pooler = Pooler(self.config)
+        self.nsp = NspHead(self.config)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        cls_positions: Int[Array, "B S"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S 2"]:
+        """Logits as `BertForPreTraining` gives them, for the same arguments."""
+        if cls_positions is None:
+            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        return self.nsp(self.pooler(self.encoder(*tokens, cls_positions, deterministic=deterministic)))
+
+
 class BertForPreTraining(nn.Module):
     """BERT with the masked LM and the next sentence prediction head."""
 

@@ -131,8 +131,8 @@ class HfConfiguration:
     """Keys that the model has no use for, for an export."""
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises WeightsError, naming the file, for anything else."""
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """The object (or the list, as `kind` says) in a JSON file. Raises WeightsError, naming the file, for anything else."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise WeightsError(f"{path}: {path.stat().st_size} bytes are no configuration: get the file again")
@@ -142,8 +142,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         text = str(error).splitlines()[0]
         raise WeightsError(f"{path}: is not JSON ({text}): get the file again") from None
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path}: holds no JSON object: get the file again")
+    if not isinstance(values, kind):
+        raise WeightsError(f"{path}: holds no JSON {'object' if kind is dict else kind.__name__}: get the file again")
     return values
 
 

@@ -108,7 +108,7 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) 
     if not {*names} & {*_ENOUGH}:
         raise WeightsError(f"{source}: holds no tokenizer ({', '.join(_ENOUGH)}): name the folder that does")
     if names == ["vocab.txt"]:
-        tokenizer = load_tokenizer(source / "vocab.txt", lowercase=not _is_cased(source / "vocab.txt"))
+        tokenizer = load_tokenizer(source / "vocab.txt", lowercase=not is_cased(source / "vocab.txt"))
         save_tokenizer(tokenizer, target, max_length)
         return
     for name in names:
@@ -186,7 +186,7 @@ def _lines(path: pathlib.Path) -> list[str]:
         raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
 
 
-def _is_cased(vocabulary: pathlib.Path) -> bool:
+def is_cased(vocabulary: pathlib.Path) -> bool:
     pieces = _lines(vocabulary)
     capital = sum(piece != piece.lower() for piece in pieces if not piece.startswith("["))
     return capital > _CASED_SHARE * len(pieces)

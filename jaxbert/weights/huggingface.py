@@ -5,7 +5,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,11 +19,10 @@ from jaxbert.weights.configuration import (
     read_json,
     write_configuration,
 )
+from jaxbert.weights.embedder import Embedder, write_embedder
 from jaxbert.weights.folder import CONFIG, INDEX, WEIGHTS, copy_tokenizer, inside, shard_names, write_json
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.safetensors_file import open_file, write_file
-
-Pooling = Literal["cls", "mean", "max"]
 
 
 def read_folder_configuration(folder: pathlib.Path, scan_layers: bool = False) -> HfConfiguration:
@@ -67,12 +66,10 @@ def save(
     carried: Mapping[str, np.ndarray] | None = None,
     labels: int = 2,
     unused_positions: int = 0,
-    pooling: Pooling | None = None,
-    normalize: bool = False,
-    max_length: int | None = None,
+    embedder: Embedder | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `pooling` is given.
+    """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `embedder` is given.
 
     Args:
       params: the encoder and the groups that the architecture has; of numpy or jax, in either layout of layers.
@@ -83,8 +80,7 @@ def save(
       carried: rows that the model has no use for (`Loaded.carried`).
       labels: classes of a sequence or token classifier.
       unused_positions: padding_idx + 1 in RoBERTa (`Loaded.unused_positions`), else 0.
-      pooling: makes it an embedder; `normalize` then scales its vectors to length 1.
-      max_length: longest text in tokens. None: as many as there are positions.
+      embedder: makes it an embedder, as it says.
       overwrite: replace a folder that is there.
 
     The folder appears whole or not at all: it is written beside its place, and renamed.
@@ -99,7 +95,7 @@ def save(
     layout = Layout(config, family, labels, unused_positions)
     values = write_configuration(layout, architecture, extra)
     arrays = disassemble(params, layout, _stored(groups, params), carried, base_alone=architecture.endswith("Model"))
-    length = max_length or config.max_position_embeddings
+    length = config.max_position_embeddings
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
@@ -109,8 +105,8 @@ def save(
             copy_tokenizer(pathlib.Path(tokenizer), partial, length)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf8")
-        if pooling is not None:
-            _write_embedder(partial, config.hidden_size, pooling, normalize, length)
+        if embedder is not None:
+            write_embedder(partial, config.hidden_size, embedder, length)
         _replace(partial, target)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -138,25 +134,3 @@ def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old)
-
-
-def _write_embedder(folder: pathlib.Path, width: int, pooling: Pooling, normalize: bool, max_length: int) -> None:
-    """What sentence-transformers and the embedding servers read beside the model's own files."""
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
-    for path, _ in modules:
-        (folder / path).mkdir(exist_ok=True)
-    write_json(
-        folder / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
-            for i, (path, name) in enumerate(modules)
-        ],
-    )
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens"}
-    write_json(
-        folder / "1_Pooling" / CONFIG,
-        {"word_embedding_dimension": width}
-        | {f"pooling_mode_{name}": mode == pooling for mode, name in modes.items()}
-        | {"pooling_mode_mean_sqrt_len_tokens": False},
-    )

@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,12 +13,16 @@ from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
 from jaxbert.weights.assemble import Assembled, Params, Request
 from jaxbert.weights.configuration import HfConfiguration
+from jaxbert.weights.embedder import Embedder, read_embedder
 from jaxbert.weights.flax_v4 import read_msgpack
 from jaxbert.weights.folder import Found, find, tokenizer_folder
 from jaxbert.weights.huggingface import read_folder_configuration, read_weights
 from jaxbert.weights.names import Family, WeightsError
 from jaxbert.weights.run_folder import read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
+
+if TYPE_CHECKING:
+    from jaxbert.predict.predictor import Predictor, Task
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -50,6 +54,8 @@ class Loaded:
     """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
     source: pathlib.Path
     """The weights' file, or the folder of a run."""
+    embedder: Embedder | None = None
+    """How token vectors become a text's, where the folder is a sentence embedder."""
     step: int | None = None
     """Step of a run's checkpoint."""
 
@@ -57,6 +63,12 @@ class Loaded:
     def groups(self) -> tuple[str, ...]:
         """The heads that came with the encoder."""
         return tuple(name for name in self.params if name != "encoder")
+
+    def predictor(self, task: "Task | None" = None, **options: Any) -> "Predictor":
+        """A `jaxbert.Predictor` of this model; `task` and options are as they stand there."""
+        from jaxbert.predict.predictor import Predictor
+
+        return Predictor(self, task, **options)
 
     def export_arguments(self) -> dict[str, Any]:
         """What `jaxbert.weights.huggingface.save` wants beside a folder, so that what came in goes out unchanged."""
@@ -68,6 +80,7 @@ class Loaded:
             "carried": self.carried,
             "labels": self.labels,
             "unused_positions": self.unused_positions,
+            "embedder": self.embedder,
         } | ({"architecture": self.architecture} if self.architecture else {})
 
 
@@ -118,6 +131,7 @@ def load(
         layout.labels,
         layout.unused_positions,
         found.path,
+        read_embedder(found.folder),
     )
 
 
@@ -161,4 +175,6 @@ def _load_run(folder: pathlib.Path, request: Request, scan_layers: bool | None) 
     tokenizer = run_tokenizer(folder, config)
     if tokenizer is not None:
         tokenizer = tokenizer_folder(tokenizer, model.vocab_size or 0)
-    return Loaded(model, assembled.params, tokenizer, "bert", "BertForPreTraining", (), (), {}, {}, 2, 0, folder, step)
+    return Loaded(
+        model, assembled.params, tokenizer, "bert", "BertForPreTraining", (), (), {}, {}, 2, 0, folder, step=step
+    )

@@ -1,0 +1,1 @@
+"""Texts in, plain Python out: what everybody ends with who has a model."""

@@ -1,0 +1,322 @@
+"""The Predictor: a loaded model that texts are handed to.
+
+Whatever the number and the lengths of the texts, they go through the model in a few shapes (batches.py), so that few programs
+are compiled, and in rows that several texts share, so that little is computed for nothing.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, get_args, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+from tokenizers import Encoding
+
+from jaxbert.config import ModelConfig
+from jaxbert.model.bert import BertEncoder, BertForMaskedLM, BertForNextSentencePrediction
+from jaxbert.predict.batches import Batch, Item, make_batches
+from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, open_tokenizer
+from jaxbert.weights.embedder import Embedder, Pooling
+from jaxbert.weights.load import Loaded
+
+Task = Literal["fill-mask", "next-sentence", "embed"]
+HEADS: dict[Task, tuple[str, ...]] = {"fill-mask": ("mlm",), "next-sentence": ("pooler", "nsp"), "embed": ()}
+"""What a task needs beside the encoder."""
+
+# Batches of so many tokens stay in a CPU's caches; accelerators want more to do at a time.
+_TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 2048, 32768
+_SMALLEST_TOP_K = 8
+
+
+class Candidate(TypedDict):
+    """One filling of a mask, with the keys of transformers' fill-mask pipeline."""
+
+    score: float
+    """Probability, 0 to 1."""
+    token: int
+    token_str: str
+    sequence: str
+    """The text with the mask filled."""
+
+
+class Predictor:
+    """Texts in, plain Python out. Made by `jaxbert.load(path).predictor(task)`.
+
+    Args:
+      loaded: the model, with the heads that the task needs.
+      task: what it will be asked for; heads that are missing are found at once. None: whatever its heads allow.
+      max_length: tokens of the longest text that is read whole. None: as many as an embedder says, or as there are positions.
+      long_texts: "truncate" cuts longer ones, with a warning; "window" reads them in windows that overlap by a quarter.
+      tokens_per_batch: tokens in the largest batches. None: 2,048 on CPUs, else 32,768 for each device.
+
+    All devices of this process share the batches. Raises PredictError where the model cannot serve.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        task: Task | None = None,
+        *,
+        max_length: int | None = None,
+        long_texts: LongTexts = "truncate",
+        tokens_per_batch: int | None = None,
+    ):
+        if task is not None and task not in HEADS:
+            raise PredictError(f"there is no task {task!r}: there are {', '.join(HEADS)}")
+        if long_texts not in get_args(LongTexts):
+            raise PredictError(f"long_texts is {long_texts!r}: choose one of {', '.join(get_args(LongTexts))}")
+        if loaded.tokenizer is None:
+            raise PredictError(f"{loaded.source}: came without a tokenizer: put its files beside the weights")
+        self._source, self._config, self._embedder = loaded.source, loaded.config, loaded.embedder
+        self._heads = loaded.groups
+        if task is not None:
+            self._need(task)
+        positions = loaded.config.max_position_embeddings
+        chosen = max_length or (loaded.embedder and loaded.embedder.max_length) or positions
+        if not 3 <= chosen <= positions:
+            raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
+        self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
+        # Each process serves its own texts.
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self._rows = NamedSharding(mesh, PartitionSpec("data"))
+        self._devices = mesh.size
+        self._params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
+        default = _TOKENS_ON_CPU if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE * self._devices
+        self._tokens_per_batch = tokens_per_batch or default
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that is read whole, special ones included."""
+        return self._texts.max_length
+
+    @overload
+    def fill_mask(self, texts: str, top_k: int = 5) -> list[Any]: ...
+    @overload
+    def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[list[Any]]: ...
+    def fill_mask(self, texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
+        """The likeliest tokens for each mask of each text, in the form of transformers' fill-mask pipeline.
+
+        For a text: a list of `top_k` candidates, the best first; where it has several masks, such a list for each, and
+        `sequence` then shows the other masks and the special tokens. For a list of texts: a list of that.
+
+        Raises PredictError for a text without a mask, and for one whose mask is beyond what is read of it.
+        """
+        self._need("fill-mask")
+        vocabulary = self._texts.vocabulary
+        if not 1 <= top_k <= vocabulary.size:
+            raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
+        encoded = self._texts.encode([texts] if isinstance(texts, str) else texts, with_offsets=True)
+        masks = [self._masks(number, one) for number, one in enumerate(encoded)]
+        items = [self._item(window, position) for one in masks for window, position in one]
+        self._warn_of_truncated(encoded)
+        # Few values of k are compiled.
+        k = min(_SMALLEST_TOP_K ** max(math.ceil(math.log(top_k, _SMALLEST_TOP_K)), 1), vocabulary.size)
+        scores, tokens = self._run(_top_tokens, (self._config, k), items, 2)
+        results, done = [], 0
+        for one in masks:
+            found = range(done, done + len(one))
+            done += len(one)
+            lists = [
+                self._candidates(window, position, scores[i], tokens[i], top_k, len(one))
+                for i, (window, position) in zip(found, one, strict=True)
+            ]
+            results.append(lists[0] if len(lists) == 1 else lists)
+        return results[0] if isinstance(texts, str) else results
+
+    @overload
+    def next_sentence(self, first: str, second: str) -> float: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def next_sentence(self, first: Sequence[str], second: Sequence[str]) -> list[float]: ...
+    def next_sentence(self, first: str | Sequence[str], second: str | Sequence[str]) -> float | list[float]:
+        """The probability, 0 to 1, that the second text follows the first in one document; of lists, one for each pair.
+
+        A pair that is too long loses tokens from the end of the longer text, also where long_texts is "window".
+        """
+        single = isinstance(first, str) and isinstance(second, str)
+        pairs: list[Any] = [(first, second)] if single else list(zip(first, second, strict=False))
+        if not single and (isinstance(first, str) or isinstance(second, str) or len(first) != len(second)):
+            raise PredictError("next_sentence takes two texts, or two lists of the same length")
+        self._need("next-sentence")
+        encoded = self._texts.encode(pairs)
+        self._warn_of_truncated(encoded)
+        items = [self._item(one.windows[0], 0) for one in encoded]
+        (probabilities,) = self._run(_is_next, (self._config,), items, 1)
+        return float(probabilities[0]) if single else [float(p) for p in probabilities]
+
+    @overload
+    def embed(
+        self, texts: str, pooling: Pooling | None = None, normalize: bool | None = None
+    ) -> Float[np.ndarray, " D"]: ...
+    @overload
+    def embed(
+        self, texts: Sequence[str], pooling: Pooling | None = None, normalize: bool | None = None
+    ) -> Float[np.ndarray, "N D"]: ...
+    def embed(
+        self, texts: str | Sequence[str], pooling: Pooling | None = None, normalize: bool | None = None
+    ) -> Float[np.ndarray, "... D"]:
+        """A vector for a text, or a float32 array with one for each.
+
+        Args:
+          pooling: "cls": the hidden state of the first token; "mean", "max": over all tokens, special ones included. None:
+            what the model's folder says, else "mean".
+          normalize: scale vectors to length 1. None: what the model's folder says, else not.
+
+        Of a text in windows: the mean of the windows' vectors, weighted by their tokens (of "max": the maximum).
+        """
+        embedder = self._embedder or Embedder("mean")
+        pooling = embedder.pooling if pooling is None else pooling
+        if pooling not in get_args(Pooling):
+            raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
+        encoded = self._texts.encode([texts] if isinstance(texts, str) else texts)
+        self._warn_of_truncated(encoded)
+        items = [self._item(window, 0) for one in encoded for window in one.windows]
+        (vectors,) = self._run(_pooled, (self._config, pooling), items, 1)
+        vectors = _joined(vectors, encoded, pooling)
+        if embedder.normalize if normalize is None else normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def _need(self, task: Task) -> None:
+        missing = [head for head in HEADS[task] if head not in self._heads]
+        if missing:
+            there = ", ".join(self._heads) or "none"
+            raise PredictError(f"{self._source}: {task} needs the head {missing[0]!r}, and its heads are: {there}")
+
+    def _item(self, window: Encoding, position: int) -> Item:
+        # Some tokenizers number the parts of a pair for models that do not tell them apart (RoBERTa).
+        types = window.type_ids if self._config.type_vocab_size > 1 else [0] * len(window)
+        return Item(window.ids, types, position)
+
+    def _run(self, function: Any, static: tuple[Any, ...], items: Sequence[Item], outputs: int) -> list[np.ndarray]:
+        """What a function of a batch says of each item, in their order: an array [n, ...] for each of its outputs."""
+        program = _program(function, static)
+        waiting: list[tuple[Batch, Sequence[jax.Array]]] = []
+        found: list[list[np.ndarray]] = [[] for _ in range(outputs)]
+        order: list[np.ndarray] = []
+        for batch in make_batches(items, self.max_length, self._tokens_per_batch, self._devices):
+            waiting.append((batch, program(self._params, jax.device_put(batch.arrays, self._rows))))
+            # The next batch is made while the device is at this one.
+            if len(waiting) > 1:
+                earlier, result = waiting.pop(0)
+                _collect(earlier, result, found, order)
+        for batch, result in waiting:
+            _collect(batch, result, found, order)
+        if not items:
+            shapes = jax.eval_shape(program, self._params, _smallest_batch())
+            return [np.zeros((0, *shape.shape[2:]), shape.dtype) for shape in shapes]
+        back = np.argsort(np.concatenate(order))
+        return [np.concatenate(parts)[back] for parts in found]
+
+    def _masks(self, number: int, encoded: Encoded) -> list[tuple[Encoding, int]]:
+        """Each mask of a text: the window that shows most of what is around it, and its position there."""
+        best: dict[tuple[int, int], tuple[int, Encoding, int]] = {}
+        for window in encoded.windows:
+            for position, token in enumerate(window.ids):
+                if token == self._texts.vocabulary.mask_id:
+                    around = min(position, len(window) - 1 - position)
+                    place = window.offsets[position]
+                    if place not in best or around > best[place][0]:
+                        best[place] = (around, window, position)
+        if not best:
+            mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id)
+            where = f" in the {self.max_length} tokens that are read of it" if encoded.truncated else ""
+            raise PredictError(f"text {number} has no {mask}{where}: put one where a token is to be found")
+        return [best[place][1:] for place in sorted(best)]
+
+    def _candidates(
+        self, window: Encoding, position: int, scores: np.ndarray, tokens: np.ndarray, top_k: int, masks: int
+    ) -> list[Candidate]:
+        decode, ids, found = self._texts.tokenizer.decode, list(window.ids), []
+        for score, token in zip(scores[:top_k].tolist(), tokens[:top_k].tolist(), strict=True):
+            ids[position] = token
+            sequence = decode(ids, skip_special_tokens=masks == 1)
+            found.append(Candidate(score=score, token=token, token_str=decode([token], False), sequence=sequence))
+        return found
+
+    def _warn_of_truncated(self, encoded: Sequence[Encoded]) -> None:
+        count = sum(one.truncated for one in encoded)
+        if count:
+            warnings.warn(
+                f"{count} of {len(encoded)} texts are longer than {self.max_length} tokens and were cut; "
+                'long_texts="window" reads single texts whole',
+                stacklevel=3,
+            )
+
+
+class _Batch(NamedTuple):
+    input_ids: Int[Array, "B L"]
+    token_type_ids: Int[Array, "B L"]
+    sequence_ids: Int[Array, "B L"]
+    position_ids: Int[Array, "B L"]
+    positions: Int[Array, "B S"]
+
+
+def _top_tokens(config: ModelConfig, k: int, params: Any, batch: _Batch) -> tuple[Array, Array]:
+    """Probabilities and ids of the k likeliest tokens at each slot's position, [B, S, k]."""
+    logits_BxSxV: Any = BertForMaskedLM(config).apply({"params": params}, *batch)
+    probabilities_BxSxV = jax.nn.softmax(logits_BxSxV)
+    values, tokens = jax.lax.top_k(probabilities_BxSxV, k)
+    return values, tokens
+
+
+def _is_next(config: ModelConfig, params: Any, batch: _Batch) -> tuple[Array]:
+    """The probability of a true next sentence at each slot, [B, S]."""
+    logits_BxSx2: Any = BertForNextSentencePrediction(config).apply({"params": params}, *batch)
+    return (jax.nn.softmax(logits_BxSx2)[..., 0],)
+
+
+def _pooled(config: ModelConfig, pooling: Pooling, params: Any, batch: _Batch) -> tuple[Array]:
+    """The vector of each slot, float32 [B, S, D]."""
+    encode = functools.partial(BertEncoder(config).apply, {"params": params["encoder"]})
+    if pooling == "cls":
+        return (jnp.asarray(encode(*batch), jnp.float32),)
+    hidden_BxLxD = jnp.asarray(encode(*batch[:4]), jnp.float32)
+    slots = batch.positions.shape[1]
+    if pooling == "max":
+        # Padding goes into a segment of its own, which is left out.
+        segment_max = functools.partial(jax.ops.segment_max, num_segments=slots + 1)
+        return (jax.vmap(segment_max)(hidden_BxLxD, batch.sequence_ids)[:, 1:],)
+    numbers_S = jnp.arange(1, slots + 1)
+    member_BxSxL = (batch.sequence_ids[:, None, :] == numbers_S[None, :, None]).astype(jnp.float32)
+    sum_BxSxD = jnp.einsum("bsl,bld->bsd", member_BxSxL, hidden_BxLxD, precision="highest")
+    return (sum_BxSxD / jnp.maximum(member_BxSxL.sum(-1), 1)[..., None],)
+
+
+@functools.lru_cache(maxsize=64)
+def _program(function: Any, static: tuple[Any, ...]) -> Any:
+    """The function of (params, arrays of a batch), compiled once for each of the batches' shapes."""
+
+    @jax.jit
+    def program(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        return function(*static, params, _Batch(**arrays))
+
+    return program
+
+
+def _smallest_batch() -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct((1, 1), np.dtype(np.int32)) for name in _Batch._fields}
+
+
+def _collect(batch: Batch, result: Sequence[jax.Array], found: list[list[np.ndarray]], order: list[np.ndarray]) -> None:
+    order.append(batch.items)
+    for parts, output in zip(found, result, strict=True):
+        parts.append(np.asarray(output)[batch.rows, batch.slots])
+
+
+def _joined(
+    vectors: Float[np.ndarray, "W D"], encoded: Sequence[Encoded], pooling: Pooling
+) -> Float[np.ndarray, "N D"]:
+    """One vector for each text, of one for each window."""
+    if len(vectors) == len(encoded):
+        return vectors
+    counts = np.array([len(one.windows) for one in encoded])
+    firsts = np.cumsum(counts) - counts
+    if pooling == "max":
+        return np.maximum.reduceat(vectors, firsts)
+    sizes = np.array([len(window) for one in encoded for window in one.windows], np.float32)
+    return np.add.reduceat(vectors * sizes[:, None], firsts) / np.add.reduceat(sizes, firsts)[:, None]

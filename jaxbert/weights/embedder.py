@@ -1,0 +1,97 @@
+"""What makes a folder an embedder: the files that sentence-transformers reads beside the model's own, in and out."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from jaxbert.weights.configuration import read_json
+from jaxbert.weights.folder import CONFIG, inside, write_json
+from jaxbert.weights.names import WeightsError
+
+MODULES, POOLING = "modules.json", "1_Pooling"
+LENGTH, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
+Pooling = Literal["cls", "mean", "max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """How token vectors become the vector of a text."""
+
+    pooling: Pooling
+    normalize: bool = False
+    """Whether vectors are scaled to length 1."""
+    max_length: int | None = None
+    """Longest text in tokens, special ones included. None: as many as there are positions."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What config_sentence_transformers.json says beside (prompts, the measure of similarity), for the export."""
+
+
+def read_embedder(folder: pathlib.Path) -> Embedder | None:
+    """The embedder that a folder's modules.json describes. None where there is none.
+
+    Raises WeightsError for modules that jaxbert does not compute, since its vectors would be others.
+    """
+    path = folder / MODULES
+    if not path.exists():
+        return None
+    modules = read_json(inside(path, folder), list)
+    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in modules):
+        raise WeightsError(f"{path}: is no list of modules: get the file again")
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise WeightsError(
+            f"{path}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, Normalize: "
+            f"remove {MODULES} to take the encoder alone"
+        )
+    max_length = None
+    if (folder / LENGTH).exists():
+        max_length = read_json(inside(folder / LENGTH, folder)).get("max_seq_length")
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise WeightsError(f"{folder / LENGTH}: max_seq_length {max_length!r} is no length: get the file again")
+    settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
+    return Embedder(_pooling(folder, modules[1].get("path")), len(kinds) == 3, max_length, settings)
+
+
+def write_embedder(folder: pathlib.Path, width: int, embedder: Embedder, max_length: int) -> None:
+    """The inverse of `read_embedder`, for vectors of `width` numbers."""
+    modules = [("", "Transformer"), (POOLING, "Pooling")] + (
+        [("2_Normalize", "Normalize")] if embedder.normalize else []
+    )
+    for path, _ in modules:
+        (folder / path).mkdir(exist_ok=True)
+    write_json(
+        folder / MODULES,
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for i, (path, name) in enumerate(modules)
+        ],
+    )
+    write_json(folder / LENGTH, {"max_seq_length": embedder.max_length or max_length, "do_lower_case": False})
+    if embedder.settings:
+        write_json(folder / SETTINGS, embedder.settings)
+    write_json(
+        folder / POOLING / CONFIG,
+        {"word_embedding_dimension": width}
+        | {key: mode == embedder.pooling for key, mode in _OLD_KEYS.items()}
+        | {"pooling_mode_mean_sqrt_len_tokens": False},
+    )
+
+
+# What sentence-transformers wrote until version 6, and still reads.
+_OLD_KEYS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+
+
+def _pooling(folder: pathlib.Path, place: object) -> Pooling:
+    # The path stands in a file that came from elsewhere: it must be a name in the folder.
+    if not isinstance(place, str) or place in ("", ".", "..") or any(mark in place for mark in ("/", "\\", "\0")):
+        raise WeightsError(f"{folder / MODULES}: {place!r} is no name of a folder in it: get the file again")
+    path = folder / place / CONFIG
+    values = read_json(inside(path, folder))
+    modes: Any = values.get("pooling_mode")
+    if modes is None:
+        modes = [_OLD_KEYS.get(key, key) for key, value in values.items() if key.startswith("pooling_mode_") and value]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in get_args(Pooling):
+        raise WeightsError(f"{path}: pooling is {modes}, and jaxbert computes one of {', '.join(get_args(Pooling))}")
+    return modes[0]
