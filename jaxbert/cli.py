@@ -1,17 +1,24 @@
 """The `jaxbert` command: what is done apart from a training run.
 
 jaxbert prepare --config configs/bert_base.py --data.text 'corpus/**/*.txt.gz' --data.rows rows/
+jaxbert convert bert_model.ckpt folder/                         # Google's checkpoint -> a Hugging Face folder
+jaxbert predict --model folder/ --task fill-mask < texts > results.jsonl
 """
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from jaxbert.config import UserError
 
-COMMANDS = {
-    "prepare": "Turn raw text into a vocabulary and rows of token ids; train.py with the same --config and settings uses them."
-}
+
+class Command(NamedTuple):
+    """What a command is for, and the function that runs it."""
+
+    text: str
+    run: Callable[[Sequence[str], str], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,28 +26,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: jaxbert COMMAND [OPTIONS]   (jaxbert COMMAND --help lists the options)\n")
-        for name, text in COMMANDS.items():
-            print(f"  {name:<10}{text}")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<10}{command.text}")
         return 0
     with one_line_errors():
         if arguments[0] not in COMMANDS:
             raise SystemExit(f"jaxbert: no command {arguments[0]!r}; there is: {', '.join(COMMANDS)}")
-        return _prepare(arguments[1:])
+        command = COMMANDS[arguments[0]]
+        return command.run(arguments[1:], command.text)
     return 1
 
 
-def _prepare(arguments: Sequence[str]) -> int:
+def _prepare(arguments: Sequence[str], text: str) -> int:
     from jaxbert import command_line
     from jaxbert.config import Config
     from jaxbert.text.prepare import prepare
     from jaxbert.validation import validate
 
-    config = command_line.parse(arguments, Config, COMMANDS["prepare"])
+    config = command_line.parse(arguments, Config, text)
     validate(config)
     prepared = prepare(config, on_progress=print, verify="hash")
     for (split, length), store in prepared.stores.items():
         print(f"{split} rows of {length} tokens: {store}")
     return 0
+
+
+def _convert(arguments: Sequence[str], text: str) -> int:
+    import tyro
+
+    from jaxbert.weights.convert_command import ConvertOptions, run
+
+    run(tyro.cli(ConvertOptions, args=list(arguments), prog="jaxbert convert", description=text))
+    return 0
+
+
+def _predict(arguments: Sequence[str], text: str) -> int:
+    import tyro
+
+    from jaxbert.predict.stream import PredictOptions, predict
+
+    predict(tyro.cli(PredictOptions, args=list(arguments), prog="jaxbert predict", description=text))
+    return 0
+
+
+COMMANDS: Mapping[str, Command] = {
+    "prepare": Command(
+        "Turn raw text into a vocabulary and rows of token ids; train.py with the same --config and settings uses them.",
+        _prepare,
+    ),
+    "convert": Command("Write anyone's checkpoint as a Hugging Face, TensorFlow or Flax one.", _convert),
+    "predict": Command("Fill masks, judge next sentences or embed: lines of text in, lines of JSON out.", _predict),
+}
 
 
 @contextlib.contextmanager
@@ -51,6 +87,10 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain again when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         # A full disk, a folder that may not be written, a file that went away: the text names it.
         print(f"error: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ from tokenizers import Encoding
 from jaxbert.config import ModelConfig
 from jaxbert.model.bert import BertEncoder, BertForMaskedLM, BertForNextSentencePrediction
 from jaxbert.predict.batches import Batch, Item, make_batches
-from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, open_tokenizer
+from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, open_tokenizer
 from jaxbert.weights.embedder import Embedder, Pooling
 from jaxbert.weights.load import Loaded
 
@@ -80,6 +80,8 @@ class Predictor:
         chosen = max_length or (loaded.embedder and loaded.embedder.max_length) or positions
         if not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
+        self.num_truncated = 0
+        """Texts that were cut so far."""
         self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
         # Each process serves its own texts.
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
@@ -225,7 +227,7 @@ class Predictor:
         if not best:
             mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id)
             where = f" in the {self.max_length} tokens that are read of it" if encoded.truncated else ""
-            raise PredictError(f"text {number} has no {mask}{where}: put one where a token is to be found")
+            raise TextError(number, f"has no {mask}{where}: put one where a token is to be found")
         return [best[place][1:] for place in sorted(best)]
 
     def _candidates(
@@ -240,6 +242,7 @@ class Predictor:
 
     def _warn_of_truncated(self, encoded: Sequence[Encoded]) -> None:
         count = sum(one.truncated for one in encoded)
+        self.num_truncated += count
         if count:
             warnings.warn(
                 f"{count} of {len(encoded)} texts are longer than {self.max_length} tokens and were cut; "

@@ -23,6 +23,14 @@ class PredictError(UserError):
     """A text or a model that cannot serve what was asked."""
 
 
+class TextError(PredictError):
+    """One of several texts cannot be served: `number` from 0, and `what` is wrong with it."""
+
+    def __init__(self, number: int, what: str):
+        super().__init__(f"text {number} {what}")
+        self.number, self.what = number, what
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """A text as the model reads it: one window, or several where it is too long for one."""
@@ -108,9 +116,9 @@ def _bad_text(texts: Sequence[Any], error: Exception) -> PredictError:
     for number, text in enumerate(texts):
         for part in text if isinstance(text, tuple) else (text,):
             if not isinstance(part, str):
-                return PredictError(f"text {number} is of the type {type(part).__name__}: texts are str")
+                return TextError(number, f"is of the type {type(part).__name__}: texts are str")
             try:
                 part.encode()
             except UnicodeEncodeError:
-                return PredictError(f"text {number} has a lone surrogate, which is no character: leave it out")
+                return TextError(number, "has a lone surrogate, which is no character: leave it out")
     return PredictError(f"the tokenizer refuses the texts: {str(error).splitlines()[0]}")

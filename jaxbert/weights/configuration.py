@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from jaxbert.config import ModelConfig
@@ -211,6 +211,14 @@ def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, A
     if fixed != dict(_FIXED.get(family, {})):
         raise WeightsError(f"{family} has {_FIXED[family]} and the model {fixed}: export it as another family")
     return {**values, **own}
+
+
+def fitting_architecture(family: Family, groups: Collection[str], named: str | None = None) -> str:
+    """transformers' class for a model with these groups: the one that was named where it fits, else the one that holds most."""
+    held = {
+        name: its for name, (its_family, its) in ARCHITECTURES.items() if its_family == family and {*its} <= {*groups}
+    }
+    return named if named in held else max(held, key=lambda name: len(held[name]))
 
 
 def _family(values: Mapping[str, Any], source: str) -> tuple[Family, str | None]:

@@ -2,16 +2,16 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, disassemble
 from jaxbert.weights.folder import inside
-from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
+from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name, without_base
 
 # Levels of a tree; the Flax classes have nine.
 _DEEPEST = 32
@@ -45,6 +45,21 @@ def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
         array = array.T if transposed else array
         tensors[torch] = Tensor(name, array.shape, functools.partial(np.asarray, array))
     return assemble(tensors, layout, request, str(path))
+
+
+def write_msgpack(
+    path: pathlib.Path, params: Mapping[str, Any], layout: Layout, groups: Sequence[str], **options: Any
+) -> None:
+    """Writes the tree that the Flax class of transformers 4 with these groups has. Raises and takes what `disassemble` does."""
+    base_alone = options.get("base_alone", False)
+    arrays = disassemble(params, layout, groups, **options)
+    flat = {}
+    for parameter in layout.parameters(("encoder", *groups)):
+        name, transposed = flax_name(parameter)
+        assert parameter.torch is not None
+        array = arrays[without_base(parameter.torch, layout.family) if base_alone else parameter.torch]
+        flat[name.removeprefix(f"{BASE[layout.family]}/") if base_alone else name] = array.T if transposed else array
+    path.write_bytes(serialization.msgpack_serialize(traverse_util.unflatten_dict(flat, sep="/")))
 
 
 def _restore(path: pathlib.Path) -> dict[str, Any]:

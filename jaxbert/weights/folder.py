@@ -1,10 +1,15 @@
 """What a folder of weights holds: which files, whether they lie inside it, and which of them is the tokenizer's."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
+import uuid
+from collections.abc import Iterator
 from typing import Literal
+
+from safetensors import SafetensorError
 
 from jaxbert.text.vocabulary import load_tokenizer, save_tokenizer
 from jaxbert.weights.configuration import read_json
@@ -113,6 +118,41 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) 
         return
     for name in names:
         shutil.copyfile(inside(source / name, source), target / name)
+
+
+@contextlib.contextmanager
+def written_whole(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """A folder to write into, which takes the place of `target` when all is written; on an error nothing is left of it.
+
+    Raises WeightsError where `target` is there and may not be replaced, and for what the disk says.
+    """
+    if target.exists() and not (overwrite and target.is_dir()):
+        raise WeightsError(f"{target}: is there already: choose another folder, or overwrite")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{target}: could not be written ({reason}): choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Moves the written folder to its place; what was there is removed once it is."""
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = partial.with_suffix(".old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
 
 
 def _in_folder(folder: pathlib.Path) -> list[Found]:

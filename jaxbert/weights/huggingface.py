@@ -2,13 +2,10 @@
 
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from jaxbert.config import ModelConfig
 from jaxbert.weights.assemble import Assembled, Layout, Request, Tensor, assemble, disassemble
@@ -20,7 +17,16 @@ from jaxbert.weights.configuration import (
     write_configuration,
 )
 from jaxbert.weights.embedder import Embedder, write_embedder
-from jaxbert.weights.folder import CONFIG, INDEX, WEIGHTS, copy_tokenizer, inside, shard_names, write_json
+from jaxbert.weights.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    copy_tokenizer,
+    inside,
+    shard_names,
+    write_json,
+    written_whole,
+)
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.safetensors_file import open_file, write_file
 
@@ -89,16 +95,12 @@ def save(
     target = pathlib.Path(folder).absolute()
     if architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
-    if target.exists() and not (overwrite and target.is_dir()):
-        raise WeightsError(f"{target}: is there already: choose another folder, or overwrite=True")
     family, groups = ARCHITECTURES[architecture]
     layout = Layout(config, family, labels, unused_positions)
     values = write_configuration(layout, architecture, extra)
     arrays = disassemble(params, layout, _stored(groups, params), carried, base_alone=architecture.endswith("Model"))
     length = config.max_position_embeddings
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
         write_file(partial / WEIGHTS, arrays)
         if tokenizer is not None:
@@ -107,30 +109,9 @@ def save(
             (partial / "README.md").write_text(card, encoding="utf8")
         if embedder is not None:
             write_embedder(partial, config.hidden_size, embedder, length)
-        _replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{target}: could not be written ({reason}): choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def _stored(groups: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
     # An encoder's own class makes a new pooler where a file has none; nothing else may be left out.
     return tuple(group for group in groups if group in params or groups != ("pooler",))
-
-
-def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Moves the written folder to its place; what was there is removed once it is."""
-    if not target.exists():
-        partial.rename(target)
-        return
-    old = partial.with_suffix(".old")
-    target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)

@@ -4,15 +4,29 @@ import functools
 import glob
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble
-from jaxbert.weights.configuration import HfConfiguration, read_configuration, read_json
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.configuration import HfConfiguration, read_configuration, read_json, write_configuration
 from jaxbert.weights.folder import CONFIG, GOOGLE_CONFIG, inside
 from jaxbert.weights.names import WeightsError, tensorflow_name
 
+_GOOGLE_KEYS = (
+    "attention_probs_dropout_prob",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "type_vocab_size",
+    "vocab_size",
+)
 # Slots of Adam and LAMB (bert/optimization.py names adam_m and adam_v; tf.train's own are Adam and Adam_1), counters.
 _NO_WEIGHT = re.compile(
     r".*/(adam_m|adam_v|lamb_m|lamb_v|Adam|Adam_1|LAMB|LAMB_1)"
@@ -60,6 +74,28 @@ def read_checkpoint(prefix: pathlib.Path, layout: Layout, request: Request) -> A
         read = functools.partial(_read, reader, prefix, name, transposed)
         tensors[torch] = Tensor(name, shape[::-1] if transposed else shape, read)
     return assemble(tensors, layout, request, str(prefix))
+
+
+def write_checkpoint(prefix: pathlib.Path, params: Mapping[str, Any], layout: Layout, groups: Sequence[str]) -> None:
+    """Writes PREFIX.index and PREFIX.data-* with the names of google-research/bert. Raises what `disassemble` does."""
+    import tensorflow as tf
+
+    arrays = disassemble(params, layout, groups)
+    named = {}
+    for parameter in layout.parameters(("encoder", *groups)):
+        name, transposed = tensorflow_name(parameter)
+        assert parameter.torch is not None
+        array = arrays[parameter.torch]
+        named[name] = np.ascontiguousarray(array.T if transposed else array)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix), tensor_names=list(named), shape_and_slices=[""] * len(named), tensors=list(named.values())
+    )
+
+
+def google_configuration(layout: Layout) -> dict[str, Any]:
+    """bert_config.json: the keys of google-research/bert's BertConfig (modeling.py)."""
+    values = write_configuration(layout, "BertModel")
+    return {key: values[key] for key in _GOOGLE_KEYS}
 
 
 def _open(prefix: pathlib.Path) -> tuple[Any, dict[str, list[int]]]:

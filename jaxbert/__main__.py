@@ -1,0 +1,7 @@
+"""`python -m jaxbert` is the `jaxbert` command."""
+
+import sys
+
+from jaxbert.cli import main
+
+sys.exit(main())

@@ -1,0 +1,55 @@
+"""`jaxbert convert`: its options, and what it says when it is done."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from jaxbert.weights.convert import System, convert
+from jaxbert.weights.embedder import Pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Write a checkpoint as another system's."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A Hugging Face folder, Google's TensorFlow checkpoint, a folder with flax_model.msgpack, a jaxbert run, or a name on the hub."""
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
+    """The folder to write."""
+    to: System = "huggingface"
+    """huggingface: for transformers; tensorflow: Google's bert_model.ckpt; flax: flax_model.msgpack of transformers 4."""
+    architecture: str | None = None
+    """transformers' class, as BertForMaskedLM. None: what the source names, or the one that holds all of its heads."""
+    extend_vocab: str | None = None
+    """File with a word on each line: those that are no token yet become one, embedded as the mean of their pieces."""
+    pooling: Pooling | None = None
+    """Make it an embedder for sentence-transformers: cls, mean or max."""
+    normalize: bool = True
+    """Embedder: scale vectors to length 1."""
+    fresh: tuple[str, ...] = ()
+    """Heads that are made new where the source has none: pooler, mlm, nsp, sequence, token, span."""
+    allow_missing: tuple[str, ...] = ()
+    """Patterns of torch names that may be missing; they are made new."""
+    allow_unexpected: tuple[str, ...] = ()
+    """Patterns of torch names that may be left unread."""
+    overwrite: bool = False
+    """Replace a folder that is there."""
+
+
+def run(options: ConvertOptions) -> None:
+    """Convert, and print what became of it."""
+    arguments = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    converted = convert(arguments.pop("source"), arguments.pop("target"), **arguments)
+    lists = {
+        "made new, at random": converted.fresh,
+        "left unread": converted.unread,
+        "heads left out": converted.left_out,
+        "tokens already": converted.known,
+    }
+    for what, names in lists.items():
+        if names:
+            print(f"{what}: {', '.join(names)}")
+    for word, pieces in converted.added.items():
+        print(f"new token {word}: the mean of {' '.join(pieces)}")
+    print(f"{converted.architecture} in {converted.folder}")

@@ -1,0 +1,123 @@
+"""New tokens for an old model: each gets the mean of the pieces that it was written in so far."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+
+from jaxbert.config import ModelConfig
+from jaxbert.text.vocabulary import Vocabulary, load_tokenizer
+from jaxbert.weights.assemble import Params, from_tree, to_tree
+from jaxbert.weights.folder import is_cased
+from jaxbert.weights.names import MLM_BIAS, WORD_TABLE, WeightsError
+
+_FIRST_CJK = "\u2e80"
+
+
+@dataclasses.dataclass(frozen=True)
+class Extended:
+    """A model with more tokens."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    added: Mapping[str, tuple[str, ...]]
+    """New token -> the pieces whose embeddings its own is the mean of."""
+    known: tuple[str, ...]
+    """Words that are one token already."""
+
+
+def read_words(path: pathlib.Path) -> list[str]:
+    """The words in a file, one a line, each once. Raises WeightsError for a file that cannot be read, or has none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}): name a UTF-8 file with a word on each line") from None
+    words = list(dict.fromkeys(word for line in lines if (word := line.strip())))
+    if not words:
+        raise WeightsError(f"{path}: has no words: put one on each line")
+    return words
+
+
+def extend_vocabulary(
+    config: ModelConfig, params: Mapping[str, Any], folder: pathlib.Path, words: Sequence[str]
+) -> Extended:
+    """The model with a token for each word that is not one, behind the tokens that it has.
+
+    The row of a new token in the word table, and its bias in the MLM head, is the mean over its pieces; [UNK] is left out
+    of it, and a word of nothing else gets the mean of the whole table.
+    A word that the tokenizer leaves whole becomes a piece of its WordPiece vocabulary, and words that begin with it may be
+    written with it. Any other ("New York", Chinese words) is added as transformers adds tokens.
+
+    Raises WeightsError where the tokenizer and the table are of different sizes, because ids would lie on each other's rows.
+    """
+    vocab_txt = folder / "vocab.txt"
+    tokenizer = load_tokenizer(folder, lowercase=not (vocab_txt.is_file() and is_cased(vocab_txt)))
+    vocabulary = Vocabulary.of(tokenizer)
+    if vocabulary.size > (config.vocab_size or 0):
+        raise WeightsError(f"{folder}: has {vocabulary.size} tokens and the model {config.vocab_size} embeddings")
+    pieces, known = {}, []
+    for word in words:
+        encoding = tokenizer.encode(word, add_special_tokens=False)
+        if len(encoding) == 1 and encoding.ids[0] != vocabulary.unk_id:
+            known.append(word)
+        elif not encoding.ids:
+            raise WeightsError(f"{word!r} is nothing to this tokenizer: take it out of the words")
+        else:
+            pieces[word] = encoding
+    extended = _with_tokens(tokenizer, list(pieces), vocabulary.size)
+    ids = {word: extended.encode(word, add_special_tokens=False).ids for word in pieces}
+    split = [word for word in pieces if len(ids[word]) != 1 or ids[word][0] < vocabulary.size]
+    if split:
+        raise WeightsError(f"{split[0]!r} cannot be made one token of this tokenizer: take it out of the words")
+    # A table may have rows that no token used so far: they are taken first.
+    size = max(config.vocab_size or 0, Vocabulary.of(extended).size)
+    arrays = from_tree(params, config)
+    for path in (WORD_TABLE, MLM_BIAS):
+        if path in arrays:
+            old = arrays[path]
+            table = np.zeros((size, *old.shape[1:]), np.float32)
+            table[: len(old)] = old
+            for word, encoding in pieces.items():
+                table[ids[word][0]] = _mean(old[: vocabulary.size], encoding.ids, vocabulary.unk_id)
+            arrays[path] = table
+    new = dataclasses.replace(config, vocab_size=size)
+    added = {word: tuple(encoding.tokens) for word, encoding in pieces.items()}
+    return Extended(new, to_tree(arrays, new), extended, added, tuple(known))
+
+
+def _mean(table: np.ndarray, ids: Sequence[int], unknown: int) -> np.ndarray:
+    rows = table[[index for index in ids if index != unknown]]
+    return (rows if len(rows) else table).mean(0, dtype=np.float64).astype(np.float32)
+
+
+def _with_tokens(tokenizer: Tokenizer, words: Sequence[str], size: int) -> Tokenizer:
+    """The tokenizer with a token for each word, behind the `size` ids that it has."""
+    state = json.loads(tokenizer.to_str())
+    others = list(words)
+    if isinstance(tokenizer.model, models.WordPiece) and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        whole = {word: _whole_word(tokenizer, word) for word in words}
+        new = dict.fromkeys(piece for piece in whole.values() if piece)
+        state["model"]["vocab"] |= {piece: size + i for i, piece in enumerate(new)}
+        others = [word for word in words if not whole[word]]
+    extended = Tokenizer.from_str(json.dumps(state))
+    extended.add_tokens([_added(word) for word in others])
+    return extended
+
+
+def _whole_word(tokenizer: Tokenizer, word: str) -> str | None:
+    """The word as WordPiece would look it up; None where the pre-tokeniser splits it, or it is too long to be looked up."""
+    parts = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(word))
+    longest = tokenizer.model.max_input_chars_per_word
+    return parts[0][0] if len(parts) == 1 and len(parts[0][0]) <= longest else None
+
+
+def _added(word: str) -> AddedToken:
+    # BERT's normaliser puts spaces around Chinese characters, so these are looked for in the text as it is; and they
+    # have no spaces around them that would end a word.
+    spaced = not any(character >= _FIRST_CJK for character in word)
+    return AddedToken(word, single_word=spaced, normalized=spaced)

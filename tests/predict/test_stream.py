@@ -1,0 +1,101 @@
+"""`jaxbert predict`: a line of JSON for every line, in order."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from made_predictors import SENTENCES, WORDS, write_model
+
+from jaxbert.predict.stream import PredictOptions, predict
+from jaxbert.predict.texts import PredictError
+from jaxbert.weights.load import load
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_model(tmp_path_factory.mktemp("bert"), "bert", "BertForPreTraining")
+
+
+def run(model: pathlib.Path, task: str, lines: list[str], folder: pathlib.Path, **options) -> list[dict]:
+    (folder / "in").write_text("".join(f"{line}\n" for line in lines), encoding="utf8", newline="\n")
+    given = PredictOptions(str(model), task, str(folder / "in"), str(folder / "out"), **options)  # pyright: ignore
+    assert predict(given) == len(lines)
+    return [json.loads(line) for line in (folder / "out").read_text(encoding="utf8").splitlines()]
+
+
+def test_every_task(model: pathlib.Path, tmp_path: pathlib.Path):
+    predictor = load(model).predictor()
+    masked = [f"the [MASK] {text}" for text in SENTENCES[:30]]
+    found = run(model, "fill-mask", masked, tmp_path, top_k=3, lines_at_once=7)
+    assert [answer["text"] for answer in found] == masked
+    for answer, expected in zip(found, predictor.fill_mask(masked, 3), strict=True):
+        assert [c["token"] for c in answer["candidates"]] == [c["token"] for c in expected]
+    pairs = [f"{a}\t{b}" for a, b in zip(SENTENCES[:9], SENTENCES[9:18], strict=True)]
+    found = run(model, "next-sentence", pairs, tmp_path, lines_at_once=4)
+    expected = predictor.next_sentence(SENTENCES[:9], SENTENCES[9:18])
+    np.testing.assert_allclose([answer["is_next"] for answer in found], expected, atol=1e-6)
+    assert found[2]["first"] == SENTENCES[2]
+    # A blank line is a text too, and U+2028 ends no line.
+    texts = [*SENTENCES[:5], "", "a cat\u2028a dog"]
+    found = run(model, "embed", texts, tmp_path, pooling="max", normalize=True, lines_at_once=2)
+    assert [answer["text"] for answer in found] == texts
+    vectors = [answer["embedding"] for answer in found]
+    np.testing.assert_allclose(vectors, predictor.embed(texts, "max", True), atol=1e-6)
+
+
+def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path: pathlib.Path):
+    lines = [f"{text} [MASK]" for text in SENTENCES[:6]]
+    lines[4] = "nothing hidden here"
+    with pytest.raises(PredictError, match=r"^line 5 has no \[MASK\]"):
+        run(model, "fill-mask", lines, tmp_path, lines_at_once=3)
+    # What came before is written.
+    assert len((tmp_path / "out").read_text().splitlines()) == 3
+    with pytest.raises(PredictError, match=r"^line 2 has 0 tabs"):
+        run(model, "next-sentence", ["a\tb", "a b"], tmp_path)
+    (tmp_path / "in").write_bytes(b"a cat\n\xff\xfe\n")
+    with pytest.raises(PredictError, match="not UTF-8"):
+        predict(PredictOptions(str(model), "embed", str(tmp_path / "in"), str(tmp_path / "out")))
+    with pytest.raises(PredictError, match="lines-at-once 0"):
+        run(model, "embed", ["a"], tmp_path, lines_at_once=0)
+
+
+def test_cut_texts_are_counted(model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    run(model, "embed", [" ".join(WORDS * 9), "a cat"] * 2, tmp_path, lines_at_once=1)
+    shown = capsys.readouterr().err
+    assert "4 texts in" in shown
+    assert "2 of them are longer than 96 tokens and were cut; --long-texts window" in shown
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jaxbert", "predict", *arguments]
+
+
+def test_the_command_reads_and_writes_standard_streams(model: pathlib.Path, repository: pathlib.Path):
+    arguments = ("--model", str(model), "--task", "fill-mask", "--top-k", "2")
+    done = subprocess.run(
+        command(*arguments),
+        input="the cat [MASK]\nthe 貓 [MASK]\n",
+        cwd=repository,
+        capture_output=True,
+        encoding="utf8",
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(answer["candidates"]) for answer in answers] == [2, 2]
+    assert "貓" in done.stdout
+    bad = subprocess.run(command(*arguments), input="nothing\n", cwd=repository, capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.strip().splitlines()[-1].startswith("error: line 1 has no [MASK]")
+
+
+def test_a_reader_that_has_enough(model: pathlib.Path, repository: pathlib.Path):
+    arguments = " ".join(command("--model", str(model), "--task", "embed", "--lines-at-once", "50"))
+    text = "\\n".join(SENTENCES)
+    line = f"printf '{text}\\n' | {arguments} | head -n 1"
+    done = subprocess.run(["bash", "-c", line], cwd=repository, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr.lower()

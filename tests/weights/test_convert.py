@@ -1,0 +1,198 @@
+"""Any system's checkpoint into any other's, the same numbers at the end of every way; and new tokens on the way."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from made_models import bert_for_pretraining, torch_model, write_folder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from jaxbert.config import VocabularyConfig
+from jaxbert.text.vocabulary import save_tokenizer
+from jaxbert.text.wordpiece import train_tokenizer
+from jaxbert.weights.convert import convert
+from jaxbert.weights.load import load
+from jaxbert.weights.names import WeightsError
+
+TABLE = 190
+SENTENCES = ["the cat sat on the mat", "a big dog runs to the old house", "it was there and then it was gone"] * 20
+
+
+def assert_same(one: pathlib.Path, other: pathlib.Path):
+    a, b = load(one), load(other)
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    assert a.config == b.config
+    assert a.groups == b.groups
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    # Some rows of the table have no token.
+    folder = write_folder(tmp_path_factory.mktemp("bert"), torch_model("BertForPreTraining", vocab_size=TABLE))
+    save_tokenizer(train_tokenizer(SENTENCES, VocabularyConfig(size=TABLE - 3, min_frequency=1)), folder, 24)
+    return folder
+
+
+@pytest.mark.parametrize("through", ["tensorflow", "flax", "huggingface"])
+def test_there_and_back(bert: pathlib.Path, tmp_path: pathlib.Path, through: str):
+    there = convert(bert, tmp_path / "there", to=through)  # pyright: ignore[reportArgumentType]
+    assert there.architecture == "BertForPreTraining"
+    assert (there.fresh, there.unread, there.left_out) == ((), (), ())
+    names = {path.name for path in (tmp_path / "there").iterdir()}
+    expected = {
+        "tensorflow": {"bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001", "bert_config.json", "vocab.txt"},
+        "flax": {"flax_model.msgpack", "config.json", "tokenizer.json"},
+        "huggingface": {"model.safetensors", "config.json", "tokenizer.json", "README.md"},
+    }[through]
+    assert expected <= names
+    assert_same(bert, tmp_path / "there")
+    convert(tmp_path / "there", tmp_path / "back")
+    assert_same(bert, tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes()[8:] != b""
+    transformers.BertForPreTraining.from_pretrained(tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [
+        ("roberta", "RobertaForMaskedLM"),
+        ("xlm-roberta", "XLMRobertaModel"),
+        ("distilbert", "DistilBertForMaskedLM"),
+        ("electra", "ElectraForMaskedLM"),
+        ("bert", "BertModel"),
+        ("bert", "BertForSequenceClassification"),
+    ],
+)
+def test_other_families_through_flax(tmp_path: pathlib.Path, family: str, architecture: str):
+    source = write_folder(tmp_path / "source", torch_model(architecture, family))
+    assert convert(source, tmp_path / "flax", to="flax").architecture == architecture
+    assert_same(source, tmp_path / "flax")
+    carried = load(source).carried
+    assert carried.keys() == load(tmp_path / "flax").carried.keys()
+    for name, rows in carried.items():
+        np.testing.assert_array_equal(load(tmp_path / "flax").carried[name], rows)
+
+
+def test_a_smaller_class_leaves_heads_out_and_says_so(bert: pathlib.Path, tmp_path: pathlib.Path):
+    converted = convert(bert, tmp_path / "lm", architecture="BertForMaskedLM")
+    assert converted.left_out == ("pooler", "nsp")
+    assert load(tmp_path / "lm").groups == ("mlm",)
+    fresh = convert(bert, tmp_path / "new", architecture="BertForTokenClassification", fresh=("token",))
+    assert fresh.fresh == ("token/dense/kernel", "token/dense/bias")
+    transformers.BertForTokenClassification.from_pretrained(tmp_path / "new")
+
+
+def test_what_a_system_has_no_names_for(bert: pathlib.Path, tmp_path: pathlib.Path):
+    roberta = write_folder(tmp_path / "roberta", torch_model("RobertaForMaskedLM", "roberta"))
+    bare = write_folder(tmp_path / "bare", bert_for_pretraining())
+    faults = [
+        (lambda: convert(roberta, tmp_path / "a", to="tensorflow"), "google-research/bert has no roberta models"),
+        (lambda: convert(bare, tmp_path / "a", to="tensorflow"), r"has no vocab.txt beside it"),
+        (lambda: convert(bert, tmp_path / "a", to="onnx"), "no system 'onnx'"),  # pyright: ignore[reportArgumentType]
+        (lambda: convert(bert, tmp_path / "a", architecture="GPT2"), "no architecture 'GPT2'"),
+        (
+            lambda: convert(bert, tmp_path / "a", architecture="RobertaModel"),
+            "is a bert model, and RobertaModel is none of bert's",
+        ),
+        (lambda: convert(bert, bare), "is there already: choose another folder, or overwrite"),
+        (lambda: convert(bert, tmp_path / "a", architecture="BertForQuestionAnswering"), "no span/dense"),
+        (lambda: convert(bare, tmp_path / "a", extend_vocab=tmp_path / "words"), "came without a tokenizer"),
+        (lambda: convert(bert, tmp_path / "a", extend_vocab=tmp_path / "words"), "words: cannot be read"),
+    ]
+    for call, text in faults:
+        with pytest.raises(WeightsError, match=text) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"roberta", "bare"}
+
+
+def test_an_embedder_stays_one(bert: pathlib.Path, tmp_path: pathlib.Path):
+    convert(bert, tmp_path / "embedder", architecture="BertModel", pooling="cls")
+    convert(tmp_path / "embedder", tmp_path / "again")
+    loaded = load(tmp_path / "again")
+    assert loaded.embedder is not None
+    assert (loaded.embedder.pooling, loaded.embedder.normalize) == ("cls", True)
+    texts = ["the cat sat", "a dog"]
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu").encode(texts)
+    np.testing.assert_allclose(loaded.predictor("embed").embed(texts), theirs, atol=1e-5)
+
+
+WORDS = ["zebra", "Zebra", "cat", "cats", "new york", "covid-19", "深度学习", "学", "q7"]
+
+
+def test_new_tokens_are_the_mean_of_their_pieces(bert: pathlib.Path, tmp_path: pathlib.Path):
+    (tmp_path / "words").write_text("\n".join(WORDS) + "\n\n", encoding="utf8")
+    converted = convert(bert, tmp_path / "extended", extend_vocab=tmp_path / "words")
+    before, after = load(bert), load(tmp_path / "extended")
+    old = transformers.AutoTokenizer.from_pretrained(bert)
+    new = transformers.AutoTokenizer.from_pretrained(tmp_path / "extended")
+    assert converted.known == ("cat",)
+    assert set(converted.added) == set(WORDS) - {"cat"}
+    tables = [loaded.params["encoder"]["embeddings"]["word"]["embedding"] for loaded in (before, after)]
+    biases = [loaded.params["mlm"]["bias"] for loaded in (before, after)]
+    size = len(old)
+    assert after.config.vocab_size == max(TABLE, len(new))
+    np.testing.assert_array_equal(tables[1][:size], tables[0][:size])
+    seen = set()
+    for word in converted.added:
+        (index,) = new(word, add_special_tokens=False)["input_ids"]
+        assert index >= size
+        seen.add(index)
+        pieces = [i for i in old(word, add_special_tokens=False)["input_ids"] if i != old.unk_token_id]
+        for table, bias in (tables, biases):
+            rows = table[pieces] if pieces else table[:size]
+            np.testing.assert_allclose(bias[index], rows.mean(0), atol=1e-6)
+    # Zebra is zebra to a tokenizer that lower-cases.
+    assert len(seen) == len(converted.added) - 1
+    text = "The zebra sat in New York, 用深度学习 and covid-19, the cat."
+    pieces = new.tokenize(text)
+    assert [piece for piece in pieces if piece.lower() in WORDS] == ["zebra", "new york", "深度学习", "covid-19", "cat"]
+    # Text without new words is what it was.
+    assert new(SENTENCES[1])["input_ids"] == old(SENTENCES[1])["input_ids"]
+    # Every token of a text has a row, and the model computes.
+    transformers.BertForPreTraining.from_pretrained(tmp_path / "extended")(**new(text, return_tensors="pt"))
+    assert len(load(tmp_path / "extended").predictor("fill-mask").fill_mask("the zebra [MASK]")) == 5
+
+
+def test_new_tokens_of_a_byte_level_tokenizer(tmp_path: pathlib.Path):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    model = torch_model("RobertaForMaskedLM", "roberta", vocab_size=tokenizer.get_vocab_size())
+    source = write_folder(tmp_path / "source", model)
+    save_tokenizer(tokenizer, source, 22)
+    (tmp_path / "words").write_text("zebra\n机器\n", encoding="utf8")
+    convert(source, tmp_path / "target", extend_vocab=tmp_path / "words")
+    new = transformers.AutoTokenizer.from_pretrained(tmp_path / "target")
+    assert {"zebra", "机器"} <= set(new.tokenize("the zebra 用机器 sat"))
+    assert load(tmp_path / "target").config.vocab_size == tokenizer.get_vocab_size() + 2
+
+
+def test_the_command(bert: pathlib.Path, tmp_path: pathlib.Path, repository: pathlib.Path):
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jaxbert", "convert", *map(str, arguments)]
+        return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+
+    (tmp_path / "words").write_text("zebra\ncat\n", encoding="utf8")
+    done = run(bert, tmp_path / "target", "--extend-vocab", tmp_path / "words", "--architecture", "BertForMaskedLM")
+    assert done.returncode == 0, done.stderr
+    assert "new token zebra: the mean of " in done.stdout
+    assert "tokens already: cat" in done.stdout
+    assert "heads left out: pooler, nsp" in done.stdout
+    assert f"BertForMaskedLM in {tmp_path / 'target'}" in done.stdout
+    again = run(bert, tmp_path / "target")
+    assert again.returncode == 2
+    assert again.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "is there already" in again.stderr
