@@ -9,23 +9,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jaxbert import report as reports
 from jaxbert import run_folder
 from jaxbert.config import Config, ModelConfig, Phase, UserError
 from jaxbert.data.pretraining import PretrainingBatches
-from jaxbert.model.bert import BertForPreTraining
+from jaxbert.report import Baselines
+from jaxbert.results import Finished, describe_devices
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.text.prepare import Prepared, prepare
 from jaxbert.text.rows import Rows
 from jaxbert.text.units import Split
-from jaxbert.text.vocabulary import load_tokenizer
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import evaluate
 from jaxbert.train.flops import model_flops, peak_flops
@@ -36,8 +35,6 @@ from jaxbert.train.state import TrainState, abstract_state, create_state
 from jaxbert.train.step import make_eval_step, make_train_step
 from jaxbert.train.tracking import make_trackers
 from jaxbert.validation import validate
-from jaxbert.weights import huggingface
-from jaxbert.weights.model_card import model_card
 
 # The arrays of one batch, by name.
 Arrays = dict[str, np.ndarray]
@@ -53,7 +50,7 @@ class PretrainResult:
     """False: a signal ended the run early; the same call goes on from its checkpoint."""
     metrics: Mapping[str, float]
     """The last held-out evaluation; empty where there was none."""
-    baselines: reports.Baselines | None
+    baselines: Baselines | None
     """What guessing reaches on the same rows; None for a run that is not finished."""
 
 
@@ -87,8 +84,12 @@ def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     if outcome.interrupted:
         _say(f"stopped at step {outcome.step:,}; the same command goes on from there")
         return PretrainResult(workdir, outcome.step, False, outcome.evaluation or {}, None)
-    run.export(outcome)
-    baselines = run.report(outcome, seconds=time.monotonic() - started)
+    finished = Finished(config, prepared, run.rows, run.num_parameters, outcome)
+    model = finished.export()
+    _say(f"model for transformers: {model}")
+    seconds = time.monotonic() - started
+    baselines = finished.report(run.heldout(run.phases[-1], whole_batches=True), seconds)
+    _say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
     return PretrainResult(workdir, outcome.step, True, outcome.evaluation or {}, baselines)
 
 
@@ -121,7 +122,8 @@ class _Run:
                 f"({config.train.num_steps:,}): raise it, or choose another --workdir"
             )
         _say(
-            f"{self.num_parameters:,} parameters on {_devices()}" + ("" if fresh else f"; going on from step {step:,}")
+            f"{self.num_parameters:,} parameters on {describe_devices()}"
+            + ("" if fresh else f"; going on from step {step:,}")
         )
         schedule = make_schedule(config.optimizer, config.train.num_steps)
         train_step = make_train_step(
@@ -136,7 +138,7 @@ class _Run:
         eval_step = make_eval_step(self.task, shardings, self.mesh)
 
         def evaluate_heldout(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-            batches = self._heldout(self._phase_before(int(state.step)))
+            batches = self.heldout(self._phase_before(int(state.step)))
             return evaluate(
                 eval_step, state, batches, self._put, loss_weights=self.task.loss_weights, should_stop=should_stop
             )
@@ -167,49 +169,6 @@ class _Run:
         finally:
             tracker.close()
 
-    def export(self, outcome: FitResult) -> None:
-        """Write WORKDIR/model, a Hugging Face folder that transformers' BertForPreTraining loads."""
-        # Every process takes part, since each may hold only a part of the parameters.
-        params = multihost_utils.process_allgather(outcome.state.params, tiled=True)
-        if jax.process_index() != 0:
-            return
-        config, architecture = self.config, "BertForPreTraining"
-        card = model_card(
-            config.name,
-            architecture,
-            data=", ".join(f"`{text}`" for text in config.data.text),
-            steps=outcome.step,
-            settings={
-                "global batch": f"{config.train.batch_size} rows of {config.data.max_length} tokens",
-                "peak learning rate": config.optimizer.peak_learning_rate,
-                "seed": config.seed,
-            },
-            metrics={f"held-out {name}": value for name, value in (outcome.evaluation or {}).items()},
-        )
-        tokenizer = self.prepared.tokenizer_directory
-        folder = Path(config.workdir) / "model"
-        huggingface.save(folder, config.model, params, tokenizer, architecture=architecture, card=card, overwrite=True)
-        _say(f"model for transformers: {folder}")
-
-    def report(self, outcome: FitResult, seconds: float) -> reports.Baselines:
-        """Write report.md and curves.png, print the table and the examples."""
-        last = self.phases[-1]
-        train_rows = self.rows["train", last.max_length]
-        # Every process takes part in the prediction, since each may hold only a part of the parameters.
-        examples = self._examples(outcome.state.params, last)
-        vocabulary = self.prepared.vocabulary
-        targets = self._heldout(last, whole_batches=True)
-        baselines = reports.unigram_baselines(train_rows.token_counts, vocabulary.special_ids, targets)
-        if jax.process_index() == 0:
-            workdir = Path(self.config.workdir)
-            rows = reports.table(dict(outcome.evaluation or {}), baselines)
-            reports.draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", baselines)
-            page = reports.to_markdown(self.config.name, self._facts(outcome.step, seconds), rows, examples)
-            (workdir / "report.md").write_text(page, encoding="utf8")
-            reports.show(rows, examples)
-            _say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
-        return baselines
-
     def _shardings(self) -> TrainState:
         abstract = abstract_state(self.task, self.optimizer, self.mesh)
         return jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -223,7 +182,7 @@ class _Run:
                 steps = source.dataset(first - phase.first_step, last - phase.first_step)
                 yield from cast(Iterator[Arrays], steps.as_numpy_iterator())
 
-    def _heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[Arrays]:
+    def heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[Arrays]:
         """The held-out batches at a phase's length: this process's part of each, or all of it."""
         index, count = (0, 1) if whole_batches else process_slice(self.mesh)
         source = self._source("heldout", phase, index, count)
@@ -265,34 +224,6 @@ class _Run:
             sequences=1 / tokens_per_sequence,
         )
         return {"mfu": per_token * metrics["tokens_per_second"] / (peak * jax.device_count())}
-
-    def _examples(self, params: Any, phase: Phase) -> list[reports.Example]:
-        model = BertForPreTraining(self.config.model)
-
-        @jax.jit
-        def probabilities(params: Any, row: dict[str, jax.Array]) -> jax.Array:
-            output: Any = model.apply({"params": params}, *(row[name] for name in reports.ROW))
-            return jax.nn.softmax(output.mlm_logits_BxPxV)
-
-        def predict(row: Arrays) -> np.ndarray:
-            return np.asarray(multihost_utils.process_allgather(probabilities(params, row), tiled=True))
-
-        tokenizer = load_tokenizer(str(self.prepared.tokenizer_directory))
-        sentences = reports.read_samples(self.prepared.samples)
-        mask_id = self.prepared.vocabulary.mask_id
-        return reports.fill_mask_examples(sentences, tokenizer, mask_id, predict, phase.max_length)
-
-    def _facts(self, step: int, seconds: float) -> list[tuple[str, str]]:
-        train, heldout = (self.rows[split, self.phases[-1].max_length].manifest for split in ("train", "heldout"))
-        return [
-            ("model", f"{self.num_parameters:,} parameters, {self.config.model.num_layers} layers"),
-            ("vocabulary", f"{self.prepared.vocabulary.size:,} tokens"),
-            ("training rows", f"{train['num_rows']:,}, {train['num_tokens']:,} tokens, {train['fill']:.1%} filled"),
-            ("held-out rows", f"{heldout['num_rows']:,}, {heldout['num_tokens']:,} tokens"),
-            ("steps", f"{step:,}"),
-            ("devices", _devices()),
-            ("time of this start", f"{seconds:.0f} s"),
-        ]
 
 
 def _initialize(config: Config) -> None:
@@ -356,10 +287,6 @@ def _resolved(config: Config, prepared: Prepared) -> Config:
     if model.dtype == "auto":
         model = dataclasses.replace(model, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
     return dataclasses.replace(config, model=model)
-
-
-def _devices() -> str:
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _say(text: str) -> None:

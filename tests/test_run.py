@@ -140,6 +140,19 @@ def test_the_exported_model_computes_the_same_in_transformers(uninterrupted: Con
     assert "steps" in (folder / "README.md").read_text(encoding="utf8")
 
 
+def test_the_exported_model_fills_masks_as_transformers_does(uninterrupted: Config):
+    workdir = pathlib.Path(uninterrupted.workdir)
+    pipeline = transformers.pipeline("fill-mask", str(workdir / "model"))
+    for source in (workdir, workdir / "model"):
+        predictor = load(source).predictor("fill-mask")
+        for text in ("the [MASK] barks .", "a cat sees the [MASK]"):
+            for ours, theirs in zip(predictor.fill_mask(text), pipeline(text), strict=True):
+                assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+                assert [ours[k] for k in ("token", "token_str", "sequence")] == [
+                    theirs[k] for k in ("token", "token_str", "sequence")
+                ]
+
+
 class Interrupt:
     """A tracker that sends SIGTERM once a step is logged."""
 

@@ -1,6 +1,7 @@
-"""The pretraining heads: masked LM (decoder tied to the word embeddings) and next sentence prediction."""
+"""The heads: masked LM (decoder tied to the word embeddings), next sentence prediction, and classifiers of three kinds."""
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxbert.config import ModelConfig
-from jaxbert.model.encoder import activation, compute_dtype, flat_dot_general, initial, layer_norm, zeros
+from jaxbert.model.encoder import Dropout, activation, compute_dtype, flat_dot_general, gelu, initial, layer_norm, zeros
 from jaxbert.model.layout import constrain
 
 # Finite, so that sums with it stay finite; exp(it - any logit) is 0 in float32.
@@ -59,3 +60,77 @@ class NspHead(nn.Module):
             2, dtype=jnp.float32, kernel_init=initial(self.config, "embed", None), bias_init=zeros(None), name="dense"
         )
         return dense(pooled_BxSxD)
+
+
+HiddenLayer = Literal["tanh", "relu", "gelu"]
+SEQUENCE_HIDDEN_LAYERS: Mapping[str, HiddenLayer | None] = {
+    "bert": None,
+    "roberta": "tanh",
+    "xlm-roberta": "tanh",
+    "distilbert": "relu",
+    "electra": "gelu",
+}
+"""What `SequenceHead` is in the families of BERT (`Loaded.family`)."""
+_HIDDEN_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": gelu}
+
+
+class SequenceHead(nn.Module):
+    """A class, or a number, for each sequence, from one vector of it.
+
+    BERT classifies its pooler's output. RoBERTa ("tanh"), DistilBERT ("relu") and ELECTRA ("gelu") classify the first hidden
+    state, through a layer of their own with this activation.
+    """
+
+    config: ModelConfig
+    num_labels: int
+    hidden_layer: HiddenLayer | None = None
+    dropout: float | None = None
+    """Rate in front of each dense layer. None: config.hidden_dropout."""
+
+    @nn.compact
+    def __call__(self, x_BxSxD: Float[Array, "B S D"], deterministic: bool = True) -> Float[Array, "B S C"]:
+        """Logits in float32, which the loss is computed in."""
+        drop = Dropout(self.config.hidden_dropout if self.dropout is None else self.dropout)
+        if self.hidden_layer is not None:
+            # DistilBERT alone has no dropout here, which at prediction is the same.
+            hidden = nn.Dense(
+                self.config.hidden_size,
+                dtype=compute_dtype(self.config),
+                kernel_init=initial(self.config, "embed", None),
+                bias_init=zeros("embed"),
+                name="hidden",
+            )
+            x_BxSxD = _HIDDEN_ACTIVATIONS[self.hidden_layer](hidden(drop(x_BxSxD, deterministic)))
+        return _classifier(self.config, self.num_labels)(drop(x_BxSxD, deterministic))
+
+
+class TokenHead(nn.Module):
+    """A class for each token."""
+
+    config: ModelConfig
+    num_labels: int
+    dropout: float | None = None
+    """Rate in front of the dense layer. None: config.hidden_dropout."""
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: Float[Array, "B L D"], deterministic: bool = True) -> Float[Array, "B L C"]:
+        """Logits in float32."""
+        drop = Dropout(self.config.hidden_dropout if self.dropout is None else self.dropout)
+        return _classifier(self.config, self.num_labels)(drop(hidden_BxLxD, deterministic))
+
+
+class SpanHead(nn.Module):
+    """Where an answer starts (0) and where its last token is (1) (Devlin et al. 2018, section 4.2)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, hidden_BxLxD: Float[Array, "B L D"]) -> Float[Array, "B L 2"]:
+        """Logits in float32."""
+        return _classifier(self.config, 2)(hidden_BxLxD)
+
+
+def _classifier(config: ModelConfig, num_labels: int) -> nn.Dense:
+    return nn.Dense(
+        num_labels, dtype=jnp.float32, kernel_init=initial(config, "embed", None), bias_init=zeros(None), name="dense"
+    )

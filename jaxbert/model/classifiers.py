@@ -1,0 +1,112 @@
+"""The encoder with a head of one task on top: classes of sequences, classes of tokens, spans.
+
+The arguments are those of `BertEncoder`; a row may hold several sequences (packing), S at most.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxbert.config import ModelConfig
+from jaxbert.model.bert import BertEncoder
+from jaxbert.model.encoder import Pooler
+from jaxbert.model.heads import HiddenLayer, SequenceHead, SpanHead, TokenHead
+
+
+class BertForSequenceClassification(nn.Module):
+    """A class, or a number where `num_labels` is 1, for each sequence."""
+
+    config: ModelConfig
+    num_labels: int
+    hidden_layer: HiddenLayer | None = None
+    """None: over the pooler, as BERT. Else over the first hidden state, as the family in `SequenceHead` has it."""
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        if self.hidden_layer is None:
+            self.pooler = Pooler(self.config)
+        self.sequence = SequenceHead(self.config, self.num_labels, self.hidden_layer)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        cls_positions: Int[Array, "B S"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S C"]:
+        """Logits, float32. cls_positions: the first token of each sequence. None: position 0, one sequence a row."""
+        one_sequence = cls_positions is None
+        if cls_positions is None:
+            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+        first_BxSxD = self.encoder(
+            input_ids,
+            token_type_ids,
+            sequence_ids,
+            position_ids,
+            cls_positions,
+            deterministic=deterministic,
+            one_sequence=one_sequence,
+        )
+        if self.hidden_layer is None:
+            first_BxSxD = self.pooler(first_BxSxD)
+        return self.sequence(first_BxSxD, deterministic)
+
+
+class BertForTokenClassification(nn.Module):
+    """A class for each token."""
+
+    config: ModelConfig
+    num_labels: int
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        self.token = TokenHead(self.config, self.num_labels)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B L C"]:
+        """Logits, float32."""
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        return self.token(self.encoder(*tokens, deterministic=deterministic), deterministic)
+
+
+class SpanOutput(NamedTuple):
+    """Logits for each token to be the first, and to be the last of the answer; float32."""
+
+    start_logits_BxL: Float[Array, "B L"]
+    end_logits_BxL: Float[Array, "B L"]
+
+
+class BertForQuestionAnswering(nn.Module):
+    """Where in the text the answer stands."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.encoder = BertEncoder(self.config)
+        self.span = SpanHead(self.config)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> SpanOutput:
+        """Logits over every token of the row; those of padding mean nothing."""
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        logits_BxLx2 = self.span(self.encoder(*tokens, deterministic=deterministic))
+        return SpanOutput(logits_BxLx2[..., 0], logits_BxLx2[..., 1])
