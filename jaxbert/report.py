@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+from tokenizers import Tokenizer
 
 # The arrays of one masked batch, by name.
 Arrays = dict[str, np.ndarray]
@@ -92,11 +93,11 @@ def table(metrics: dict[str, float], baselines: Baselines) -> list[tuple[str, st
 
 
 def fill_mask_examples(
-    sentences: Iterable[str], tokenizer, mask_id: int, predict: Predict, length: int
+    sentences: Iterable[str], tokenizer: Tokenizer, mask_id: int, predict: Predict, length: int
 ) -> list[Example]:
     """Hide one word in each of the first `NUM_EXAMPLES` suitable sentences and let the model fill it.
 
-    `tokenizer`: a `tokenizers.Tokenizer`. `predict` gets one row of `length` tokens with one masked position.
+    `predict` gets one row of `length` tokens with one masked position.
     The choice of the word depends on the sentence alone, so that the same corpus shows the same examples.
     """
     examples = []
@@ -118,7 +119,7 @@ def fill_mask_examples(
             Example(
                 sentence=f"{sentence[:start]}[MASK]{sentence[end:]}",
                 answer=sentence[start:end],
-                candidates=tuple((tokenizer.id_to_token(int(i)), float(probability[i])) for i in best),
+                candidates=tuple((tokenizer.id_to_token(int(i)) or "", float(probability[i])) for i in best),
             )
         )
         if len(examples) == NUM_EXAMPLES:

@@ -20,7 +20,7 @@ FREE = (
     "train.evaluate_every train.evaluate_batches train.prefetch train.max_nonfinite_steps train.accumulation_steps"
 ).split()
 # Where these values stand for "whatever the tokenizer and the devices say".
-OPEN = {"model.vocab_size": None, "model.dtype": "auto"}
+OPEN: dict[str, str | None] = {"model.vocab_size": None, "model.dtype": "auto"}
 
 
 @contextlib.contextmanager

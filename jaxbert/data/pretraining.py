@@ -68,9 +68,9 @@ class PretrainingBatches:
             )
         if not 0 <= process_index < process_count:
             raise BatchError(f"process {process_index} of {process_count} does not exist")
-        self.num_rows = len(rows)
+        self.num_rows: int = len(rows)
         self.batch_size = batch_size
-        self.num_batches = -(-self.num_rows // batch_size)
+        self.num_batches: int = -(-self.num_rows // batch_size)
         """Batches until every row was seen once; with shuffle the last of them may reach into the next epoch."""
         self._rows, self._seed, self._shuffle = rows, seed, shuffle
         self._slice_size = batch_size // process_count
@@ -95,7 +95,9 @@ class PretrainingBatches:
             made = self._make(tf.constant(step, tf.int64))
         return {name: value.numpy() for name, value in made.items()}
 
-    def dataset(self, first_step: int, last_step: int, threads: int = 0, prefetch: int = 2) -> tf.data.Dataset:
+    def dataset(
+        self, first_step: int, last_step: int, threads: int = 0, prefetch: int = 2
+    ) -> "tf.data.Dataset[dict[str, tf.Tensor]]":
         """The batches of first_step .. last_step - 1, in order.
 
         threads: those that make batches, one batch each at a time; 0: one for each core, at most 8. prefetch: batches

@@ -26,9 +26,9 @@ class BertEncoder(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
-        self.embeddings = Embeddings(config)
+        self.embeddings: Embeddings = Embeddings(config)
         # Scanned blocks are not unrolled, so nothing could merge the two passes of a recomputed block there.
         block = nn.remat(Block, static_argnums=(3, 4), prevent_cse=not config.scan_layers) if config.remat else Block
         if config.scan_layers:
@@ -87,9 +87,9 @@ class BertForMaskedLM(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
-        self.mlm = MlmHead(self.config)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.mlm: MlmHead = MlmHead(self.config)
 
     def __call__(
         self,
@@ -112,10 +112,10 @@ class BertForNextSentencePrediction(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
-        self.pooler = Pooler(self.config)
-        self.nsp = NspHead(self.config)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.pooler: Pooler = Pooler(self.config)
+        self.nsp: NspHead = NspHead(self.config)
 
     def __call__(
         self,
@@ -139,11 +139,11 @@ class BertForPreTraining(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
-        self.pooler = Pooler(self.config)
-        self.mlm = MlmHead(self.config)
-        self.nsp = NspHead(self.config)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.pooler: Pooler = Pooler(self.config)
+        self.mlm: MlmHead = MlmHead(self.config)
+        self.nsp: NspHead = NspHead(self.config)
 
     def __call__(
         self,

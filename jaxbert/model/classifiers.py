@@ -23,11 +23,11 @@ class BertForSequenceClassification(nn.Module):
     hidden_layer: HiddenLayer | None = None
     """None: over the pooler, as BERT. Else over the first hidden state, as the family in `SequenceHead` has it."""
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
         if self.hidden_layer is None:
-            self.pooler = Pooler(self.config)
-        self.sequence = SequenceHead(self.config, self.num_labels, self.hidden_layer)
+            self.pooler: Pooler = Pooler(self.config)
+        self.sequence: SequenceHead = SequenceHead(self.config, self.num_labels, self.hidden_layer)
 
     def __call__(
         self,
@@ -63,9 +63,9 @@ class BertForTokenClassification(nn.Module):
     config: ModelConfig
     num_labels: int
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
-        self.token = TokenHead(self.config, self.num_labels)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.token: TokenHead = TokenHead(self.config, self.num_labels)
 
     def __call__(
         self,
@@ -93,9 +93,9 @@ class BertForQuestionAnswering(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
-        self.encoder = BertEncoder(self.config)
-        self.span = SpanHead(self.config)
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.span: SpanHead = SpanHead(self.config)
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ Activations are constrained to (batch, length, activation_embed), (batch, length
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -37,17 +38,17 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.dtype(config.dtype)
 
 
-def initial(config: ModelConfig, *axes: str | None):
+def initial(config: ModelConfig, *axes: str | None) -> Callable[..., Any]:
     """BERT's initialiser of kernels and embeddings, cut at two standard deviations as in google-research/bert."""
     return nn.with_logical_partitioning(nn.initializers.truncated_normal(config.initializer_range), axes)
 
 
-def zeros(*axes: str | None):
+def zeros(*axes: str | None) -> Callable[..., Any]:
     """The initialiser of biases."""
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
 
-def activation(config: ModelConfig):
+def activation(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
     """The nonlinearity of the feed-forward layers and of the MLM head."""
     if config.activation == "gelu":
         return gelu
@@ -128,18 +129,22 @@ class Embeddings(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self) -> None:
         config, width = self.config, self.config.embedding_width
-        self.word = nn.Embed(config.padded_vocab_size, width, embedding_init=initial(config, "vocab", "embed"))
-        self.position = nn.Embed(
+        self.word: nn.Embed = nn.Embed(
+            config.padded_vocab_size, width, embedding_init=initial(config, "vocab", "embed")
+        )
+        self.position: nn.Embed = nn.Embed(
             config.max_position_embeddings, width, embedding_init=initial(config, "position", "embed")
         )
         if config.type_vocab_size:
-            self.token_type = nn.Embed(config.type_vocab_size, width, embedding_init=initial(config, None, "embed"))
-        self.layer_norm = layer_norm(config, "layer_norm")
-        self.dropout = Dropout(config.hidden_dropout)
+            self.token_type: nn.Embed = nn.Embed(
+                config.type_vocab_size, width, embedding_init=initial(config, None, "embed")
+            )
+        self.layer_norm: nn.LayerNorm = layer_norm(config, "layer_norm")
+        self.dropout: Dropout = Dropout(config.hidden_dropout)
         if width != config.hidden_size:
-            self.projection = nn.Dense(
+            self.projection: nn.Dense = nn.Dense(
                 config.hidden_size,
                 dtype=compute_dtype(config),
                 kernel_init=initial(config, None, "embed"),

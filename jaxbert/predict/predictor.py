@@ -80,7 +80,7 @@ class Predictor:
         chosen = max_length or (loaded.embedder and loaded.embedder.max_length) or positions
         if not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
-        self.num_truncated = 0
+        self.num_truncated: int = 0
         """Texts that were cut so far."""
         self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
         # Each process serves its own texts.

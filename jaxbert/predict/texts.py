@@ -28,7 +28,8 @@ class TextError(PredictError):
 
     def __init__(self, number: int, what: str):
         super().__init__(f"text {number} {what}")
-        self.number, self.what = number, what
+        self.number: int = number
+        self.what: str = what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,10 @@ class TextEncoder:
     """A tokenizer that knows how much its model reads."""
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, long_texts: LongTexts):
-        self.tokenizer, self.max_length, self.long_texts = tokenizer, max_length, long_texts
-        self.vocabulary = Vocabulary.of(tokenizer)
+        self.tokenizer: Tokenizer = tokenizer
+        self.max_length: int = max_length
+        self.long_texts: LongTexts = long_texts
+        self.vocabulary: Vocabulary = Vocabulary.of(tokenizer)
 
     def encode(self, texts: Sequence[Text], *, with_offsets: bool = False) -> list[Encoded]:
         """The windows of each text or pair of texts, special tokens included. Offsets in characters, where asked for.

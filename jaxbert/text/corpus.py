@@ -52,7 +52,7 @@ class Rejects:
     def __init__(self) -> None:
         self.documents = 0
         """Documents and pieces seen, rejected ones included."""
-        self.rejected = 0
+        self.rejected: int = 0
         self.samples: list[dict[str, str]] = []
 
     def reject(self, source: str, reason: str, text: str) -> None:

@@ -22,7 +22,8 @@ class DataSet:
         match = _TFDS.fullmatch(source)
         if not match:
             raise CorpusError(f"{source}: not of the form tfds:NAME/CONFIG:SPLIT, such as tfds:wiki40b/en:train")
-        self.source, self._field, self._split = source, field, match["split"]
+        self.source: str = source
+        self._field, self._split = field, match["split"]
         # What goes wrong below is the network's, the disk's or the data set's own: its text is all there is to tell.
         try:
             # Its types tell too little of a data set that is known by its name alone.

@@ -142,7 +142,7 @@ class RowWriter:
     _held: list[np.ndarray] = field(default_factory=list)
     _shards: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / MANIFEST).unlink(missing_ok=True)
         self._records_per_shard = max(1, self.shard_bytes // self.layout.dtype.itemsize)
@@ -208,10 +208,11 @@ class Rows:
     """Random access over a finished store. Opens files, reads none of the rows until asked (verify="hash" reads all)."""
 
     def __init__(self, directory: pathlib.Path, manifest: dict[str, Any]):
-        self.directory, self.manifest = directory, manifest
+        self.directory: pathlib.Path = directory
+        self.manifest: dict[str, Any] = manifest
         self.max_length: int = manifest["max_length"]
         self.max_sequences: int = manifest["max_sequences"]
-        self.layout = RowLayout(self.max_length, self.max_sequences, manifest["vocabulary"]["size"])
+        self.layout: RowLayout = RowLayout(self.max_length, self.max_sequences, manifest["vocabulary"]["size"])
         self.token_counts: Int[np.ndarray, " vocab"] = np.load(directory / manifest["token_counts"]["file"])
         """How often each token stands in the rows, padding not counted."""
         self._shards = [

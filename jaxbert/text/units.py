@@ -104,7 +104,7 @@ class UnitCutter:
     def __init__(self, split: Split, target_bytes: float):
         self._split: Split = split
         self._target_bytes = target_bytes
-        self.num_units = 0
+        self.num_units: int = 0
         self._start()
 
     def _start(self) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,8 +38,9 @@ class Record:
         return loss if loss is not None and math.isfinite(loss) else None
 
 
-def fault(workdir: epath.Path, step: int) -> str | None:
+def fault(workdir: str | os.PathLike[str], step: int) -> str | None:
     """Why the checkpoint of a step does not count; None where it is whole. Reads all of its files."""
+    workdir = epath.Path(workdir)
     path = workdir / RECORDS / f"{step}.json"
     if not path.exists():
         return f"it has no {RECORDS}/{path.name}, so its save was never finished"
@@ -57,8 +59,9 @@ def fault(workdir: epath.Path, step: int) -> str | None:
     return None
 
 
-def file_digests(directory: epath.Path) -> dict[str, dict[str, Any]]:
+def file_digests(directory: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """Path inside the folder -> {"bytes", "sha256"} of every file; empty where there is no folder."""
+    directory = epath.Path(directory)
     files = sorted(_walk(directory)) if directory.exists() else []
     with concurrent.futures.ThreadPoolExecutor(HASHING_THREADS) as pool:
         digests = pool.map(_digest, files)

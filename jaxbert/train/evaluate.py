@@ -10,7 +10,9 @@ class Totals:
     """(sum, weight) of each metric, added up in the host's float64."""
 
     def __init__(self, values: Mapping[str, tuple[float, float]] | None = None):
-        self.values = {name: (total, weight) for name, (total, weight) in (values or {}).items()}
+        self.values: dict[str, tuple[float, float]] = {
+            name: (total, weight) for name, (total, weight) in (values or {}).items()
+        }
 
     def add(self, sums: Mapping[str, tuple[Any, Any]]) -> None:
         """Add one step's or batch's sums: scalars on the host."""

@@ -26,7 +26,7 @@ class Prefetch:
     """
 
     def __init__(self, batches: Iterable[Any], put: Callable[[Any], Any], ahead: int):
-        self.waited_seconds = 0.0
+        self.waited_seconds: float = 0.0
         """Time spent in `next`, since the start."""
         self._batches = batches
         self._put = put
@@ -39,7 +39,9 @@ class Prefetch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ending.set()
         self._room.release()
         self._thread.join(END_SECONDS)

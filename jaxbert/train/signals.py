@@ -17,7 +17,7 @@ class StopSignals:
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested: bool = False
         """A signal has come to this process."""
         self._previous: dict[signal.Signals, Any] = {}
         self._interrupts = 0
@@ -29,7 +29,9 @@ class StopSignals:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

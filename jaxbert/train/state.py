@@ -1,20 +1,28 @@
 """The training state, the protocol of a task, and how a state is made: in parts, on the devices that keep them."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxbert.config import UserError
 from jaxbert.train.losses import Sums
 from jaxbert.train.sharding import state_shardings, unbox
 
 Batch = Mapping[str, Array]
 """Arrays whose first axis is the rows; `sequence_ids` [B, L] is always there (0 is padding)."""
+
+
+class StateError(UserError):
+    """Parameters that are not the state's; its text is one line that names the first of them."""
 
 
 class Task(Protocol):
@@ -88,3 +96,23 @@ def create_state(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
     make = jax.jit(lambda key: _initial(task, optimizer, key, boxed=False), out_shardings=shardings)
     return make(jax.random.key(seed)), shardings
+
+
+def with_params(state: TrainState, params: Mapping[str, Any]) -> TrainState:
+    """The state with these parameters in place of its own, each laid out as the one that it replaces.
+
+    `params`: a tree of numpy or jax arrays with all of the state's parameters or a part of them, such as the encoder of
+    `jaxbert.load(path)`; the others stay. Raises StateError for one that the state has not, or has in another shape.
+    """
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(state.params), sep="/")
+    given: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
+    for path, array in given.items():
+        if path not in flat:
+            raise StateError(f"{path}: the state has no such parameter: leave it out of the tree")
+        if np.shape(array) != flat[path].shape:
+            raise StateError(
+                f"{path} is {list(np.shape(array))} and the state has {list(flat[path].shape)}: make the task with the "
+                "configuration that the parameters came with"
+            )
+        flat[path] = jax.device_put(np.asarray(array, flat[path].dtype), flat[path].sharding)
+    return dataclasses.replace(state, params=traverse_util.unflatten_dict(flat, sep="/"))

@@ -22,9 +22,9 @@ class Window:
         nonfinite_in_a_row: int = 0,
         saved: Mapping[str, Any] | None = None,
     ):
-        self.nonfinite_steps = nonfinite_steps
+        self.nonfinite_steps: int = nonfinite_steps
         """Skipped steps of the whole run."""
-        self.nonfinite_in_a_row = nonfinite_in_a_row
+        self.nonfinite_in_a_row: int = nonfinite_in_a_row
         self._loss_weights = loss_weights
         self._totals = Totals(saved["sums"] if saved else None)
         self._learning_rate: float | None = saved["learning_rate"] if saved else None

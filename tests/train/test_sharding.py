@@ -27,7 +27,7 @@ from jaxbert.train.sharding import (
     rule_table,
     state_shardings,
 )
-from jaxbert.train.state import abstract_state, create_state
+from jaxbert.train.state import StateError, abstract_state, create_state, with_params
 
 TINY = ModelConfig(
     vocab_size=200, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position_embeddings=8
@@ -219,3 +219,19 @@ def test_process_slice(monkeypatch, config, processes, slices):
 def test_process_slice_refuses_rows_that_overlap_in_part(monkeypatch):
     with pytest.raises(ShardingError, match=r"^mesh\.tensor \(2\) splits the devices of a process unevenly"):
         slice_of(monkeypatch, make_mesh(MeshConfig(tensor=2)), [0, 0, 0, 1, 1, 1, 2, 2], 0)
+
+
+def test_loaded_parameters_lie_where_the_fresh_ones_lay():
+    task = PretrainingTask(TINY)
+    state, shardings = make(task, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float64), state.params["encoder"])
+    changed = with_params(state, {"encoder": loaded})
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0.5), changed.params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, changed.params["mlm"], state.params["mlm"])
+    for leaf, wanted in zip(jax.tree.leaves(changed.params), jax.tree.leaves(shardings.params), strict=True):
+        assert leaf.sharding == wanted
+        assert leaf.dtype == jnp.float32
+    with pytest.raises(StateError, match=r"encoder/pool: the state has no such parameter"):
+        with_params(state, {"encoder": {"pool": np.zeros(3)}})
+    with pytest.raises(StateError, match=r"nsp/dense/bias is \[3\] and the state has \[2\]"):
+        with_params(state, {"nsp": {"dense": {"bias": np.zeros(3)}}})
