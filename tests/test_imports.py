@@ -24,6 +24,7 @@ FORBIDDEN = {
         "jaxbert.train.step",
         "jaxbert.train.optimizer",
     ),
+    "jaxbert/predict": ("tensorflow", "torch", "jaxbert.data", "jaxbert.train"),
     "jaxbert/tasks": ("tensorflow", "jaxbert.text"),
 }
 

@@ -1,8 +1,10 @@
 """A jaxbert run in: its configuration, and the parameters of its newest checkpoint that is whole. Changes nothing there."""
 
+import contextlib
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -82,7 +84,7 @@ def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
     boxed = jax.eval_shape(BertForPreTraining(model).init, jax.random.key(0), one_BxL, one_BxL, one_BxL)
     abstract = {"params": nn.unbox(boxed)["params"]}
     path = epath.Path(folder.resolve() / CHECKPOINTS / f"{step}" / "default")
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _without_note_on_metadata(), ocp.PyTreeCheckpointer() as checkpointer:
         _check_same_model(checkpointer.metadata(path).item_metadata.tree["params"], abstract["params"], folder, step)
         restored = checkpointer.restore(
             path,
@@ -93,6 +95,21 @@ def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
             ),
         )
     return restored["params"]
+
+
+@contextlib.contextmanager
+def _without_note_on_metadata() -> Iterator[None]:
+    """Orbax warns that a checkpoint has no metadata of the user's, which the loop's have no use for."""
+    logger = logging.getLogger("absl")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Metadata file does not exist" not in str(record.msg)
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _check_same_model(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path, step: int) -> None:
