@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -72,12 +73,26 @@ def compile_step(config: Config, phase: Phase, mesh_config: MeshConfig, devices:
 
 def collectives(text: str) -> dict[str, tuple[int, float]]:
     """Kind -> (how many, MB that they yield on a chip) in a compiled program's text."""
-    count, size = Counter(), Counter()
-    for shapes, kind in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", text):
-        count[kind] += 1
-        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-            size[kind] += BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dimensions.split(",") if n]))
-    return {kind: (count[kind], size[kind] / 1e6) for kind in COLLECTIVES if count[kind]}
+    sizes: dict[tuple[str, str], float] = {}
+    for number, line in enumerate(text.splitlines()):
+        found = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+        if found is None:
+            continue
+        shapes, kind, start = found.groups()
+        # One that runs beside computations stands in each of the fusions that it is spread over, under one channel.
+        channel = re.search(r"channel_id=(\d+)", line)
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        if start and kind != "all-reduce":
+            # What goes in stands before what comes out.
+            arrays = arrays[len(arrays) // 2 :]
+        size = sum(BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in arrays)
+        sizes.setdefault((kind, channel[1] if channel else f"line {number}"), size)
+    kinds = Counter(kind for kind, _ in sizes)
+    return {
+        kind: (kinds[kind], sum(size for (its, _), size in sizes.items() if its == kind) / 1e6)
+        for kind in COLLECTIVES
+        if kinds[kind]
+    }
 
 
 def measure(config: Config, phase: Phase, name: str, options: argparse.Namespace) -> list[Measurement]:

@@ -106,14 +106,15 @@ class Predictor:
         For a text: a list of `top_k` candidates, the best first; where it has several masks, such a list for each, and
         `sequence` then shows the other masks and the special tokens. For a list of texts: a list of that.
 
-        Raises PredictError for a text without a mask, and for one whose mask is beyond what is read of it.
+        Raises PredictError for a text without a mask, and for one with a mask beyond what is read of it.
         """
         self._need("fill-mask")
         vocabulary = self._texts.vocabulary
         if not 1 <= top_k <= vocabulary.size:
             raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
-        encoded = self._texts.encode([texts] if isinstance(texts, str) else texts, with_offsets=True)
-        masks = [self._masks(number, one) for number, one in enumerate(encoded)]
+        many = [texts] if isinstance(texts, str) else list(texts)
+        encoded = self._texts.encode(many, with_offsets=True)
+        masks = [self._masks(number, *one) for number, one in enumerate(zip(many, encoded, strict=True))]
         items = [self._item(window, position) for one in masks for window, position in one]
         self._warn_of_truncated(encoded)
         # Few values of k are compiled.
@@ -174,7 +175,7 @@ class Predictor:
         pooling = embedder.pooling if pooling is None else pooling
         if pooling not in get_args(Pooling):
             raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
-        encoded = self._texts.encode([texts] if isinstance(texts, str) else texts)
+        encoded = self._texts.encode([texts] if isinstance(texts, str) else list(texts))
         self._warn_of_truncated(encoded)
         items = [self._item(window, 0) for one in encoded for window in one.windows]
         (vectors,) = self._run(_pooled, (self._config, pooling), items, 1)
@@ -214,7 +215,7 @@ class Predictor:
         back = np.argsort(np.concatenate(order))
         return [np.concatenate(parts)[back] for parts in found]
 
-    def _masks(self, number: int, encoded: Encoded) -> list[tuple[Encoding, int]]:
+    def _masks(self, number: int, text: str, encoded: Encoded) -> list[tuple[Encoding, int]]:
         """Each mask of a text: the window that shows most of what is around it, and its position there."""
         best: dict[tuple[int, int], tuple[int, Encoding, int]] = {}
         for window in encoded.windows:
@@ -224,10 +225,14 @@ class Predictor:
                     place = window.offsets[position]
                     if place not in best or around > best[place][0]:
                         best[place] = (around, window, position)
+        mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id) or ""
+        if encoded.truncated and text.count(mask) > len(best):
+            raise TextError(
+                number,
+                f'has a {mask} behind the {self.max_length} tokens that are read of it: long_texts="window" reads all',
+            )
         if not best:
-            mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id)
-            where = f" in the {self.max_length} tokens that are read of it" if encoded.truncated else ""
-            raise TextError(number, f"has no {mask}{where}: put one where a token is to be found")
+            raise TextError(number, f"has no {mask}: put one where a token is to be found")
         return [best[place][1:] for place in sorted(best)]
 
     def _candidates(
