@@ -27,6 +27,9 @@ _SEARCH_STEPS = 12
 # Sums over 32 columns of partial sums: a loop that XLA vectorises, unlike a plain sum along a row.
 _LANES = 32
 
+# With more slots XLA computes a chain of selections anew wherever it is used, and looking the values up is faster.
+_MANY_SLOTS = 8
+
 Reduce = Callable[..., tf.Tensor]
 
 
@@ -49,6 +52,8 @@ class Sequences:
 
     def at_tokens(self, values_BxS: tf.Tensor) -> tf.Tensor:
         """[B, L], or [B, 1] where there is one slot: to each token the value of its sequence."""
+        if self.slots > _MANY_SLOTS:
+            return tf.gather(values_BxS, tf.maximum(self.slots_BxL, 0), batch_dims=1)
         values_BxL = values_BxS[:, :1]
         for slot in range(1, self.slots):
             values_BxL = tf.where(self.slots_BxL == slot, values_BxS[:, slot, None], values_BxL)

@@ -34,7 +34,7 @@ def expected_of(
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
-@pytest.mark.parametrize(("length", "slots"), [(1, 1), (9, 2), (70, 1), (64, 8), (130, 3)])
+@pytest.mark.parametrize(("length", "slots"), [(1, 1), (9, 2), (70, 1), (64, 8), (130, 3), (200, 20)])
 @pytest.mark.parametrize("share", [0.15, 0.6])
 def test_greedy_walk_is_berts(unit: str, length: int, slots: int, share: float):
     config = MaskingConfig(unit=unit, share=share, max_span_words=3)
