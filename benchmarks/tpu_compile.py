@@ -123,6 +123,7 @@ def main() -> None:
     """Compile for each mesh and length."""
     options = parser(__doc__)
     options.add_argument("--topology", default="v5e:4x4", help="16 chips of any TPU that libtpu knows")
+    options.add_argument("--meshes", nargs="+", default=list(MESHES), choices=list(MESHES), metavar="MESH")
     options.add_argument("--hlo", type=Path, metavar="FOLDER", help="keep the compiled programs' text there")
     options = options.parse_args()
     if importlib.util.find_spec("libtpu") is None:
@@ -131,7 +132,7 @@ def main() -> None:
     config: Config = importlib.import_module("bert_base").get_config()
     measurements = []
     for phase in config.phases()[:1] if options.quick else config.phases():
-        for name in list(MESHES)[:1] if options.quick else MESHES:
+        for name in options.meshes[:1] if options.quick else options.meshes:
             measurements += measure(config, phase, name, options)
     show(measurements, options.json)
 
