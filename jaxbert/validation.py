@@ -92,6 +92,8 @@ def _data(c: Config) -> Iterator[str]:
         yield f'data.pairs "none" has no NSP labels: set train.alpha ({c.train.alpha}) to 0'
     if k.mask_share + k.random_share > 1 + 1e-9:
         yield f"masking.mask_share ({k.mask_share}) and masking.random_share ({k.random_share}) add up to more than 1"
+    if d.vocabulary.path == "":
+        yield "data.vocabulary.path is empty: leave it out to learn a vocabulary"
     if d.vocabulary.path is None and d.vocabulary.size <= RESERVED_TOKENS:
         yield f"data.vocabulary.size ({d.vocabulary.size}) must be above the {RESERVED_TOKENS} reserved tokens"
 

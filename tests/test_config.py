@@ -99,6 +99,7 @@ CONTRADICTIONS = [
     (data(heldout_share=0.0), "data.heldout_share is 0 and data.heldout_text is empty"),
     (data(heldout_share=1.0), "data.heldout_share is 1.0: it must be below 1"),
     (data(pairs="none"), 'data.pairs "none" has no NSP labels: set train.alpha (1.0) to 0'),
+    (data(vocabulary=VocabularyConfig(path="")), "data.vocabulary.path is empty"),
     (data(vocabulary=VocabularyConfig(size=104)), "data.vocabulary.size (104) must be above the 104 reserved tokens"),
     (data(workers=-1), "data.workers is -1: it must not be negative"),
     (Config(masking=MaskingConfig(mask_share=0.8, random_share=0.3)), "add up to more than 1"),

@@ -252,13 +252,20 @@ def _last_end(text: bytes, start: int, stop: int) -> int:
     return whole
 
 
+def _fault(piece: bytes) -> str:
+    # Surrogates that something encoded all the same, in what is UTF-8 otherwise, come from another mistake.
+    try:
+        piece.decode(errors="surrogatepass")
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    return "lone surrogate"
+
+
 def _decode(piece: bytes | Bad) -> str | Bad:
     if isinstance(piece, Bad):
         return piece
     try:
         text = piece.decode()
     except UnicodeDecodeError:
-        # Surrogates that something encoded all the same are told apart: they come from another mistake.
-        reason = "lone surrogate" if re.search(rb"\xed[\xa0-\xbf]", piece) else "not UTF-8"
-        return Bad(reason, piece[:800].decode(errors="replace"))
+        return Bad(_fault(piece), piece[:800].decode(errors="replace"))
     return Bad("NUL", text[:200]) if "\0" in text else text

@@ -318,7 +318,9 @@ def _check_both_sides(counts: Counter[str]) -> None:
     if not counts["train"]:
         raise CorpusError(_NOTHING_TO_TRAIN_ON)
     if not counts["heldout"]:
-        number = f"none of the {counts['train']} documents is" if counts["train"] > 1 else "the only document is not"
+        several = counts["train"] > 1
+        number = f"none of the {counts['train']} documents is" if several else "the only document is not"
+        more = "raise data.heldout_share, " if several else ""
         raise CorpusError(
-            f"{number} held out: raise data.heldout_share, name data.heldout_text, or cut the text finer (data.document_split)"
+            f"{number} held out: {more}name data.heldout_text, or cut the text finer (data.document_split)"
         )

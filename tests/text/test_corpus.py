@@ -161,6 +161,14 @@ def test_a_bad_document_is_dropped_whole(read, tmp_path: pathlib.Path, split: st
     assert sample["text"].startswith("Good words, then ")
 
 
+def test_bytes_of_anything_are_not_called_surrogates(read, tmp_path: pathlib.Path):
+    rejects = Rejects()
+    content = b"First one.\n\nnoise \xff\xed\xa0\xbd\x80 noise\n\nLast one."
+    assert len(texts(read(content, rejects=rejects, max_rejected_share=0.4))) == 2
+    rejects.write(tmp_path / "rejected.jsonl")
+    assert json.loads((tmp_path / "rejected.jsonl").read_text())["reason"] == "not UTF-8"
+
+
 def test_other_encodings_are_no_text(read):
     with pytest.raises(CorpusError, match="not UTF-8"):
         read("Hello there.\n\nSecond.".encode("utf-16"))

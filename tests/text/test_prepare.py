@@ -485,7 +485,7 @@ def test_rejected_documents_are_sampled_also_when_they_stop_the_run(config: Conf
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("One sentence. And one more.", {}, "the only document is not held out: "),
+        ("One sentence. And one more.", {}, "the only document is not held out: name data.heldout_text"),
         ("Same text.\n\n" * 50, {}, "none of the 50 documents is held out: raise data.heldout_share"),
         ("One sentence. And one more.", {"heldout_share": 1.0}, "no document is left to train on, all are held out: "),
         ("\x07\x01\n\n\u200b\n\n\x02\n\n\u200d", {"heldout_share": 0.5}, "documents give no sequence of 32 tokens"),
