@@ -162,15 +162,28 @@ def test_windows_read_a_long_text_whole(bert: pathlib.Path, pooling: str):
 
 
 def test_a_mask_is_found_in_the_window_that_shows_most_around_it(bert: pathlib.Path):
-    text = f"{' '.join(WORDS * 2)} [MASK] {' '.join(WORDS)}"
-    whole = load(bert).predictor("fill-mask").fill_mask(text)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    words = [word for word in WORDS if len(tokenizer.tokenize(word)) == 1] * 9
+    text = f"{' '.join(words[:36])} [MASK] {' '.join(words[:20])}"
+    windows = tokenizer(text, truncation=True, max_length=40, stride=9, return_overflowing_tokens=True)["input_ids"]
+    mask = tokenizer.mask_token_id
+    places = {number: ids.index(mask) for number, ids in enumerate(windows) if mask in ids}
+    assert len(places) == 2
+    around = {number: min(place, len(windows[number]) - 1 - place) for number, place in places.items()}
+    best = max(around, key=lambda number: around[number])
+    # Not the first one, which a reader without a choice would take.
+    assert best == max(places)
+    with torch.no_grad():
+        model = transformers.BertForMaskedLM.from_pretrained(bert).eval()
+        expected = torch.softmax(model(torch.tensor([windows[best]])).logits[0, places[best]], -1)
     windowed = load(bert).predictor("fill-mask", max_length=40, long_texts="window").fill_mask(text)
-    assert len(windowed) == len(whole) == 5
-    assert "score" in windowed[0]
+    for candidate in windowed:
+        assert candidate["score"] == pytest.approx(float(expected[candidate["token"]]), abs=1e-5)
     cut = load(bert).predictor("fill-mask", max_length=40)
-    for late in (text, f"[MASK] {text}"):
+    late = f"{' '.join(words[:60])} [MASK]"
+    for one in (late, f"[MASK] {late}"):
         with pytest.raises(PredictError, match=r"text 1 has a \[MASK\] behind the 40 tokens that are read of it"):
-            cut.fill_mask(["a [MASK]", late])
+            cut.fill_mask(["a [MASK]", one])
 
 
 def test_a_pair_loses_the_end_of_its_longer_text(bert: pathlib.Path):
