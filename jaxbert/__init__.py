@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxbert.model.heads import SpanHead as SpanHead
     from jaxbert.model.heads import TokenHead as TokenHead
     from jaxbert.predict.predictor import Predictor as Predictor
+    from jaxbert.predict.texts import open_tokenizer as open_tokenizer
     from jaxbert.run import pretrain as pretrain
     from jaxbert.tasks.pretraining import PretrainingTask as PretrainingTask
     from jaxbert.text.instances import make_full_sentences as make_full_sentences
@@ -97,6 +98,7 @@ _HOMES = {
     "mask_batch": "jaxbert.data.masking",
     "masked_accuracy": "jaxbert.train.losses",
     "masked_cross_entropy": "jaxbert.train.losses",
+    "open_tokenizer": "jaxbert.predict.texts",
     "prepare": "jaxbert.text.prepare",
     "pretrain": "jaxbert.run",
     "put_batch": "jaxbert.train.sharding",
@@ -146,6 +148,7 @@ __all__ = [
     "mask_batch",
     "masked_accuracy",
     "masked_cross_entropy",
+    "open_tokenizer",
     "prepare",
     "pretrain",
     "put_batch",

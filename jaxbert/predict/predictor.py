@@ -41,7 +41,7 @@ class Candidate(TypedDict):
     token: int
     token_str: str
     sequence: str
-    """The text with the mask filled."""
+    """What was read of the text (a window, where it is a long one), with the mask filled."""
 
 
 class Predictor:
@@ -77,7 +77,9 @@ class Predictor:
         if task is not None:
             self._need(task)
         positions = loaded.config.max_position_embeddings
-        chosen = max_length or (loaded.embedder and loaded.embedder.max_length) or positions
+        chosen = positions if max_length is None else max_length
+        if max_length is None and loaded.embedder is not None and loaded.embedder.max_length is not None:
+            chosen = min(loaded.embedder.max_length, positions)
         if not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
         self.num_truncated: int = 0
@@ -110,9 +112,9 @@ class Predictor:
         """
         self._need("fill-mask")
         vocabulary = self._texts.vocabulary
-        if not 1 <= top_k <= vocabulary.size:
+        if not isinstance(top_k, int) or not 1 <= top_k <= vocabulary.size:
             raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many = _listed(texts)
         encoded = self._texts.encode(many, with_offsets=True)
         masks = [self._masks(number, *one) for number, one in enumerate(zip(many, encoded, strict=True))]
         items = [self._item(window, position) for one in masks for window, position in one]
@@ -153,14 +155,22 @@ class Predictor:
 
     @overload
     def embed(
-        self, texts: str, pooling: Pooling | None = None, normalize: bool | None = None
+        self, texts: str, pooling: Pooling | None = None, normalize: bool | None = None, prompt: str | None = None
     ) -> Float[np.ndarray, " D"]: ...
     @overload
     def embed(
-        self, texts: Sequence[str], pooling: Pooling | None = None, normalize: bool | None = None
+        self,
+        texts: Sequence[str],
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        prompt: str | None = None,
     ) -> Float[np.ndarray, "N D"]: ...
     def embed(
-        self, texts: str | Sequence[str], pooling: Pooling | None = None, normalize: bool | None = None
+        self,
+        texts: str | Sequence[str],
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        prompt: str | None = None,
     ) -> Float[np.ndarray, "... D"]:
         """A vector for a text, or a float32 array with one for each.
 
@@ -168,14 +178,17 @@ class Predictor:
           pooling: "cls": the hidden state of the first token; "mean", "max": over all tokens, special ones included. None:
             what the model's folder says, else "mean".
           normalize: scale vectors to length 1. None: what the model's folder says, else not.
+          prompt: what is put before every text ("query: "). None: what the model's folder says, else nothing.
 
         Of a text in windows: the mean of the windows' vectors, weighted by their tokens (of "max": the maximum).
         """
         embedder = self._embedder or Embedder("mean")
+        prompt = embedder.prompt if prompt is None else prompt
         pooling = embedder.pooling if pooling is None else pooling
         if pooling not in get_args(Pooling):
             raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
-        encoded = self._texts.encode([texts] if isinstance(texts, str) else list(texts))
+        many = [prompt + text if isinstance(text, str) else text for text in _listed(texts)]
+        encoded = self._texts.encode([text.lower() for text in many] if embedder.lowercase else many)
         self._warn_of_truncated(encoded)
         items = [self._item(window, 0) for one in encoded for window in one.windows]
         (vectors,) = self._run(_pooled, (self._config, pooling), items, 1)
@@ -304,6 +317,15 @@ def _program(function: Any, static: tuple[Any, ...]) -> Any:
         return function(*static, params, _Batch(**arrays))
 
     return program
+
+
+def _listed(texts: Any) -> list[Any]:
+    if isinstance(texts, str):
+        return [texts]
+    try:
+        return list(texts)
+    except TypeError:
+        raise PredictError(f"texts are a str or a list of them, and not {type(texts).__name__}") from None
 
 
 def _smallest_batch() -> dict[str, jax.ShapeDtypeStruct]:

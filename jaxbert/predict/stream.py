@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import pathlib
 import sys
 import time
 import warnings
@@ -27,7 +28,7 @@ class PredictOptions:
     input: str = "-"
     """File with a text on each line. -: standard input."""
     output: str = "-"
-    """File for the results. -: standard output."""
+    """File for the results, in place when all are there (FILE.partial until then). -: standard output."""
     top_k: int = 5
     """fill-mask: candidates for each mask."""
     pooling: Pooling | None = None
@@ -90,8 +91,8 @@ def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]
         probabilities = predictor.next_sentence(first, second)
         return [{"first": a, "second": b, "is_next": p} for (a, b), p in zip(pairs, probabilities, strict=True)]
     vectors = predictor.embed(lines, options.pooling, options.normalize)
-    # As many digits as a float32 has.
-    rounded = [[float(f"{x:.8g}") for x in vector] for vector in vectors.tolist()]
+    # Nine digits tell every float32 from its neighbours.
+    rounded = [[float(f"{x:.9g}") for x in vector] for vector in vectors.tolist()]
     return [{"text": text, "embedding": vector} for text, vector in zip(lines, rounded, strict=True)]
 
 
@@ -116,13 +117,23 @@ def _opened(name: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
     if name == "-":
         stream = sys.stdin if mode == "r" else sys.stdout
         # Lines end at \\n alone: what else Unicode calls a line end may stand in a text.
+        if stream is None:
+            side = "input" if mode == "r" else "output"
+            raise PredictError(f"standard {side} is closed: name a file with --{side}")
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding="utf8", errors="strict", newline="\n")
         yield stream
         return
-    with open(name, mode, encoding="utf8", newline="\n") as file:
+    if mode == "r":
+        with open(name, encoding="utf8", newline="\n") as file:
+            yield file
+        return
+    # What was there stays until the last line is written; what was written before an error stays in the partial file.
+    partial = pathlib.Path(f"{name}.partial")
+    with partial.open("w", encoding="utf8", newline="\n") as file:
         yield file
+    partial.replace(name)
 
 
 @contextlib.contextmanager

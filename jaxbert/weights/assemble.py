@@ -116,7 +116,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
             # A copy: what was read may be a view of the whole file.
             ours[parameter.path] = np.array(parameter.from_torch(array), np.float32, order="C")
         else:
-            ours[parameter.path] = _initialised(parameter, layout.config, request.seed)
+            ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried)
 
@@ -175,7 +175,7 @@ def disassemble(
             )
         if parameter.path not in arrays:
             raise WeightsError(
-                f"the parameters have no {parameter.path}: load or train them with heads {tuple(groups)}"
+                f"the parameters have no {parameter.path}: load them with fresh={(parameter.group,)} to start with new ones"
             )
         array = arrays[parameter.path]
         if array.shape != parameter.shape:
@@ -326,7 +326,7 @@ def _untied(copy: Tensor, source: str) -> str:
     )
 
 
-def _initialised(parameter: Parameter, config: ModelConfig, seed: int) -> Float[np.ndarray, "..."]:
+def initialised(parameter: Parameter, config: ModelConfig, seed: int) -> Float[np.ndarray, "..."]:
     """A new parameter as the modules initialise it; it depends on the seed and its path alone."""
     leaf = parameter.path.rsplit("/", 1)[1]
     if leaf in ("kernel", "embedding"):

@@ -213,11 +213,20 @@ def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, A
     return {**values, **own}
 
 
-def fitting_architecture(family: Family, groups: Collection[str], named: str | None = None) -> str:
-    """transformers' class for a model with these groups: the one that was named where it fits, else the one that holds most."""
+def fitting_architecture(
+    family: Family, groups: Collection[str], named: str | None = None, needed: Collection[str] = ()
+) -> str:
+    """transformers' class for a model with these groups: the one that was named where it fits, else the one that holds most.
+
+    `needed`: groups that it must hold. Raises WeightsError where no class has them together.
+    """
     held = {
-        name: its for name, (its_family, its) in ARCHITECTURES.items() if its_family == family and {*its} <= {*groups}
+        name: its
+        for name, (its_family, its) in ARCHITECTURES.items()
+        if its_family == family and {*needed} <= {*its} <= {*groups}
     }
+    if not held:
+        raise WeightsError(f"no class of {family}'s has the heads {', '.join(needed)} together: name an architecture")
     return named if named in held else max(held, key=lambda name: len(held[name]))
 
 

@@ -37,7 +37,7 @@ class Converted:
     unread: tuple[str, ...]
     """Names of what the source holds and the target does not."""
     left_out: tuple[str, ...]
-    """Heads that were there, and that the class has not."""
+    """Heads that were there, and that the class has not; the pooling of an embedder, where the system knows none."""
     added: Mapping[str, tuple[str, ...]]
     """New token -> the pieces that its embedding is the mean of."""
     known: tuple[str, ...]
@@ -73,15 +73,24 @@ def convert(
         raise WeightsError(f"there is no system {to!r}: choose one of {', '.join(get_args(System))}")
     if architecture is not None and architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise WeightsError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
+    if pooling is not None and to != "huggingface":
+        raise WeightsError(
+            f"pooling is for sentence-transformers, which reads huggingface folders: leave it out for {to}"
+        )
     target = pathlib.Path(target).absolute()
     loaded = load(source, **request)
     if architecture is not None and ARCHITECTURES[architecture][0] != loaded.family:
         raise WeightsError(
             f"{source}: is a {loaded.family} model, and {architecture} is none of {loaded.family}'s classes"
         )
-    chosen = architecture or fitting_architecture(loaded.family, loaded.groups, loaded.architecture)
+    chosen = architecture or fitting_architecture(
+        loaded.family, loaded.groups, loaded.architecture, request.get("fresh", ())
+    )
     if pooling is not None:
-        loaded = dataclasses.replace(loaded, embedder=Embedder(pooling, normalize))
+        embedder = dataclasses.replace(loaded.embedder or Embedder(pooling), pooling=pooling, normalize=normalize)
+        loaded = dataclasses.replace(loaded, embedder=embedder)
     added: Mapping[str, tuple[str, ...]] = {}
     known: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,6 +101,11 @@ def convert(
                 loaded.config, loaded.params, loaded.tokenizer, read_words(pathlib.Path(extend_vocab))
             )
             added, known = extended.added, extended.known
+            if to == "tensorflow" and extended.beside_vocabulary:
+                raise WeightsError(
+                    f"{extended.beside_vocabulary[0]!r} is no single word to BERT's tokenizer, and vocab.txt has no other "
+                    "tokens: take it out of the words, or convert to huggingface"
+                )
             save_tokenizer(extended.tokenizer, scratch, extended.config.max_position_embeddings)
             loaded = dataclasses.replace(
                 loaded, config=extended.config, params=extended.params, tokenizer=pathlib.Path(scratch)
@@ -99,6 +113,8 @@ def convert(
         write = {"huggingface": _to_huggingface, "tensorflow": _to_tensorflow, "flax": _to_flax}[to]
         write(loaded, target, chosen, overwrite)
     left_out = tuple(group for group in loaded.groups if group not in ARCHITECTURES[chosen][1])
+    if loaded.embedder is not None and to != "huggingface":
+        left_out = (*left_out, "pooling of the embedder")
     return Converted(target, chosen, loaded.fresh, loaded.unread, left_out, added, known)
 
 

@@ -44,12 +44,12 @@ def run(options: ConvertOptions) -> None:
     lists = {
         "made new, at random": converted.fresh,
         "left unread": converted.unread,
-        "heads left out": converted.left_out,
+        "left out": converted.left_out,
         "tokens already": converted.known,
     }
     for what, names in lists.items():
         if names:
             print(f"{what}: {', '.join(names)}")
     for word, pieces in converted.added.items():
-        print(f"new token {word}: the mean of {' '.join(pieces)}")
+        print(f"new token {word}: the mean of {' '.join(pieces) or 'the whole table'}")
     print(f"{converted.architecture} in {converted.folder}")

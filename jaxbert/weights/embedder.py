@@ -23,8 +23,17 @@ class Embedder:
     """Whether vectors are scaled to length 1."""
     max_length: int | None = None
     """Longest text in tokens, special ones included. None: as many as there are positions."""
+    lowercase: bool = False
+    """Whether texts are lower-cased before they are tokenised."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What config_sentence_transformers.json says beside (prompts, the measure of similarity), for the export."""
+    """What config_sentence_transformers.json says: prompts, the measure of similarity, versions."""
+
+    @property
+    def prompt(self) -> str:
+        """What is put before a text where nothing else is said."""
+        prompts, name = self.settings.get("prompts"), self.settings.get("default_prompt_name")
+        found = prompts.get(name) if isinstance(prompts, dict) and name is not None else None
+        return found if isinstance(found, str) else ""
 
 
 def read_embedder(folder: pathlib.Path) -> Embedder | None:
@@ -44,13 +53,14 @@ def read_embedder(folder: pathlib.Path) -> Embedder | None:
             f"{path}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, Normalize: "
             f"remove {MODULES} to take the encoder alone"
         )
-    max_length = None
+    max_length, lowercase = None, False
     if (folder / LENGTH).exists():
-        max_length = read_json(inside(folder / LENGTH, folder)).get("max_seq_length")
+        values = read_json(inside(folder / LENGTH, folder))
+        max_length, lowercase = values.get("max_seq_length"), values.get("do_lower_case") is True
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise WeightsError(f"{folder / LENGTH}: max_seq_length {max_length!r} is no length: get the file again")
     settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
-    return Embedder(_pooling(folder, modules[1].get("path")), len(kinds) == 3, max_length, settings)
+    return Embedder(_pooling(folder, modules[1].get("path")), len(kinds) == 3, max_length, lowercase, settings)
 
 
 def write_embedder(folder: pathlib.Path, width: int, embedder: Embedder, max_length: int) -> None:
@@ -67,7 +77,9 @@ def write_embedder(folder: pathlib.Path, width: int, embedder: Embedder, max_len
             for i, (path, name) in enumerate(modules)
         ],
     )
-    write_json(folder / LENGTH, {"max_seq_length": embedder.max_length or max_length, "do_lower_case": False})
+    write_json(
+        folder / LENGTH, {"max_seq_length": embedder.max_length or max_length, "do_lower_case": embedder.lowercase}
+    )
     if embedder.settings:
         write_json(folder / SETTINGS, embedder.settings)
     write_json(
@@ -88,6 +100,10 @@ def _pooling(folder: pathlib.Path, place: object) -> Pooling:
         raise WeightsError(f"{folder / MODULES}: {place!r} is no name of a folder in it: get the file again")
     path = folder / place / CONFIG
     values = read_json(inside(path, folder))
+    if values.get("include_prompt", True) is not True:
+        raise WeightsError(
+            f"{path}: include_prompt is off, and jaxbert pools over all tokens: set it, or remove {MODULES}"
+        )
     modes: Any = values.get("pooling_mode")
     if modes is None:
         modes = [_OLD_KEYS.get(key, key) for key, value in values.items() if key.startswith("pooling_mode_") and value]

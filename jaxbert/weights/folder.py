@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.
 # Share of pieces with capital letters from which a vocab.txt is taken for a cased one: bert-base-cased has over 30 %.
 _CASED_SHARE = 0.01
 
+# What exports consist of, ours and those of transformers and sentence-transformers.
+_EXPORTED = re.compile(
+    r"(config|generation_config|bert_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
+    r"special_tokens_map|added_tokens|vocab|train_script)\.json|vocab\.txt|merges\.txt|sentencepiece\.bpe\.model|"
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|flax_model\.msgpack|bert_model\.ckpt\..*|checkpoint|"
+    r"README\.md|\.gitattributes|1_Pooling|2_Normalize"
+)
 Kind = Literal["huggingface", "flax", "tensorflow", "run"]
 
 
@@ -126,8 +134,9 @@ def written_whole(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Pat
 
     Raises WeightsError where `target` is there and may not be replaced, and for what the disk says.
     """
-    if target.exists() and not (overwrite and target.is_dir()):
-        raise WeightsError(f"{target}: is there already: choose another folder, or overwrite")
+    target = target.resolve()
+    if target.exists():
+        _check_replaceable(target, overwrite)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
@@ -138,6 +147,17 @@ def written_whole(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Pat
         raise WeightsError(f"{target}: could not be written ({reason}): choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
+    if not target.is_dir():
+        raise WeightsError(f"{target}: is a file: choose another name for the folder")
+    if not overwrite:
+        raise WeightsError(f"{target}: is there already: choose another folder, or overwrite")
+    # A run, or somebody's other files: nothing that is no export goes with one.
+    others = sorted(path.name for path in target.iterdir() if not _EXPORTED.fullmatch(path.name))
+    if others:
+        raise WeightsError(f"{target}: holds {others[0]!r}, which no export wrote: choose another folder")
 
 
 def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:

@@ -103,6 +103,8 @@ def save(
     with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
         write_file(partial / WEIGHTS, arrays)
+        # safetensors makes files that their owner alone may read.
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         if tokenizer is not None:
             copy_tokenizer(pathlib.Path(tokenizer), partial, length)
         if card is not None:

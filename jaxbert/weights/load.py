@@ -176,5 +176,17 @@ def _load_run(folder: pathlib.Path, request: Request, scan_layers: bool | None) 
     if tokenizer is not None:
         tokenizer = tokenizer_folder(tokenizer, model.vocab_size or 0)
     return Loaded(
-        model, assembled.params, tokenizer, "bert", "BertForPreTraining", (), (), {}, {}, 2, 0, folder, step=step
+        model,
+        assembled.params,
+        tokenizer,
+        "bert",
+        "BertForPreTraining",
+        assembled.fresh,
+        (),
+        {},
+        {},
+        2,
+        0,
+        folder,
+        step=step,
     )

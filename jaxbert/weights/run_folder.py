@@ -19,7 +19,7 @@ from jaxbert import command_line
 from jaxbert.config import Config, ConfigError, ModelConfig
 from jaxbert.model.bert import BertForPreTraining
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
-from jaxbert.weights.assemble import Assembled, Params, Request, from_tree, to_tree
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Params, Request, from_tree, initialised, to_tree
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG
 from jaxbert.weights.names import WeightsError
@@ -46,12 +46,19 @@ def read_run(folder: pathlib.Path, model: ModelConfig, scan_layers: bool, reques
     step = _newest_whole(folder)
     params = _restore(folder, step, model)
     heads = tuple(params) if request.heads is None else ("encoder", *request.heads)
-    absent = [name for name in (*heads, *request.fresh) if name not in params]
+    new = [name for name in request.fresh if name not in params]
+    unknown = [name for name in new if name not in GROUPS]
+    if unknown:
+        raise WeightsError(f"there is no head {unknown[0]!r}: there are {', '.join(GROUPS[1:])}")
+    absent = [name for name in heads if name not in params and name not in new]
     if absent:
-        raise WeightsError(f"{folder}: has no head {absent[0]!r}: it has {', '.join(params)}")
-    arrays = from_tree({name: tree for name, tree in params.items() if name in heads}, model)
-    tree = to_tree(arrays, dataclasses.replace(model, scan_layers=scan_layers))
-    return Assembled(tree, (), (), {}), step
+        raise WeightsError(
+            f"{folder}: has no head {absent[0]!r}: it has {', '.join(params)}; fresh={(absent[0],)} starts with a new one"
+        )
+    arrays = from_tree({name: tree for name, tree in params.items() if name in (*heads, *request.fresh)}, model)
+    made = {p.path: initialised(p, model, request.seed) for p in Layout(model).parameters(new)}
+    tree = to_tree(arrays | made, dataclasses.replace(model, scan_layers=scan_layers))
+    return Assembled(tree, tuple(made), (), {}), step
 
 
 def run_tokenizer(folder: pathlib.Path, config: Config) -> pathlib.Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from jaxbert.config import ModelConfig
-from jaxbert.text.vocabulary import Vocabulary, load_tokenizer
+from jaxbert.text.vocabulary import Vocabulary, VocabularyError, load_tokenizer
 from jaxbert.weights.assemble import Params, from_tree, to_tree
 from jaxbert.weights.folder import is_cased
 from jaxbert.weights.names import MLM_BIAS, WORD_TABLE, WeightsError
@@ -26,9 +26,11 @@ class Extended:
     params: Params
     tokenizer: Tokenizer
     added: Mapping[str, tuple[str, ...]]
-    """New token -> the pieces whose embeddings its own is the mean of."""
+    """New token -> the pieces whose embeddings its own is the mean of; none: of the whole table."""
     known: tuple[str, ...]
     """Words that are one token already."""
+    beside_vocabulary: tuple[str, ...]
+    """New tokens that are found in the text before it is split into words; a vocab.txt alone cannot say them."""
 
 
 def read_words(path: pathlib.Path) -> list[str]:
@@ -56,14 +58,22 @@ def extend_vocabulary(
     Raises WeightsError where the tokenizer and the table are of different sizes, because ids would lie on each other's rows.
     """
     vocab_txt = folder / "vocab.txt"
-    tokenizer = load_tokenizer(folder, lowercase=not (vocab_txt.is_file() and is_cased(vocab_txt)))
+    try:
+        tokenizer = load_tokenizer(folder, lowercase=not (vocab_txt.is_file() and is_cased(vocab_txt)))
+    except VocabularyError as error:
+        raise WeightsError(
+            f"{error}: write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        ) from None
+    # Within a text, byte-level tokenizers see a word with the space before it.
+    space = " " if '"ByteLevel"' in tokenizer.to_str() else ""
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.size > (config.vocab_size or 0):
         raise WeightsError(f"{folder}: has {vocabulary.size} tokens and the model {config.vocab_size} embeddings")
     pieces, known = {}, []
     for word in words:
-        encoding = tokenizer.encode(word, add_special_tokens=False)
-        if len(encoding) == 1 and encoding.ids[0] != vocabulary.unk_id:
+        encoding = tokenizer.encode(space + word if _has_spaces_around(word) else word, add_special_tokens=False)
+        bare = tokenizer.encode(word, add_special_tokens=False)
+        if any(len(one) == 1 and one.ids[0] != vocabulary.unk_id for one in (encoding, bare)):
             known.append(word)
         elif not encoding.ids:
             raise WeightsError(f"{word!r} is nothing to this tokenizer: take it out of the words")
@@ -86,8 +96,17 @@ def extend_vocabulary(
                 table[ids[word][0]] = _mean(old[: vocabulary.size], encoding.ids, vocabulary.unk_id)
             arrays[path] = table
     new = dataclasses.replace(config, vocab_size=size)
-    added = {word: tuple(encoding.tokens) for word, encoding in pieces.items()}
-    return Extended(new, to_tree(arrays, new), extended, added, tuple(known))
+    unknown = tokenizer.id_to_token(vocabulary.unk_id)
+    added = {word: tuple(piece for piece in encoding.tokens if piece != unknown) for word, encoding in pieces.items()}
+    beside = extended.get_added_tokens_decoder()
+    return Extended(
+        new,
+        to_tree(arrays, new),
+        extended,
+        added,
+        tuple(known),
+        tuple(word for word in pieces if ids[word][0] in beside),
+    )
 
 
 def _mean(table: np.ndarray, ids: Sequence[int], unknown: int) -> np.ndarray:
@@ -105,7 +124,8 @@ def _with_tokens(tokenizer: Tokenizer, words: Sequence[str], size: int) -> Token
         state["model"]["vocab"] |= {piece: size + i for i, piece in enumerate(new)}
         others = [word for word in words if not whole[word]]
     extended = Tokenizer.from_str(json.dumps(state))
-    extended.add_tokens([_added(word) for word in others])
+    takes_space = '"ByteLevel"' in tokenizer.to_str()
+    extended.add_tokens([_added(word, takes_space) for word in others])
     return extended
 
 
@@ -116,8 +136,12 @@ def _whole_word(tokenizer: Tokenizer, word: str) -> str | None:
     return parts[0][0] if len(parts) == 1 and len(parts[0][0]) <= longest else None
 
 
-def _added(word: str) -> AddedToken:
-    # BERT's normaliser puts spaces around Chinese characters, so these are looked for in the text as it is; and they
-    # have no spaces around them that would end a word.
-    spaced = not any(character >= _FIRST_CJK for character in word)
-    return AddedToken(word, single_word=spaced, normalized=spaced)
+def _has_spaces_around(word: str) -> bool:
+    """Whether it is written in a script whose words have spaces between them."""
+    return not any(character >= _FIRST_CJK for character in word)
+
+
+def _added(word: str, takes_space: bool) -> AddedToken:
+    # BERT's normaliser puts spaces around Chinese characters, so these are looked for in the text as it is.
+    spaced = _has_spaces_around(word)
+    return AddedToken(word, single_word=spaced, normalized=spaced, lstrip=takes_space and spaced)

@@ -44,7 +44,7 @@ def main(path: str) -> np.ndarray:
         vectors = (hidden * mask[..., None]).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
         return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1), 1e-12)[:, None]
 
-    tokenizer = Tokenizer.from_file(str(loaded.tokenizer / "tokenizer.json"))
+    tokenizer = jaxbert.open_tokenizer(loaded.tokenizer)
     batches = stream(tokenizer, rows=2, length=16).as_numpy_iterator()
     vectors = [embed(params, batch[:, 0], batch[:, 1]) for batch in batches]
     return np.concatenate(vectors)[: len(TEXTS)]

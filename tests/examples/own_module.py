@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import transformers
 
 import jaxbert
 
@@ -36,9 +35,12 @@ class Judge(nn.Module):
 def main(path: str, steps: int = 30) -> list[float]:
     """The losses."""
     loaded = jaxbert.load(path, heads=())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(loaded.tokenizer)
-    batch = tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="np")
-    ids, mask, scores = batch["input_ids"], batch["attention_mask"], jnp.array(SCORES)
+    tokenizer = jaxbert.open_tokenizer(loaded.tokenizer)
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    encoded = tokenizer.encode_batch(TEXTS)
+    ids, mask = (jnp.array([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask"))
+    scores = jnp.array(SCORES)
 
     model = Judge(loaded.config)
     params = nn.unbox(model.init(jax.random.key(0), ids, mask))["params"]

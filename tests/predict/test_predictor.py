@@ -13,6 +13,7 @@ from made_predictors import POSITIONS, SENTENCES, WORDS, write_model
 from jaxbert.predict import predictor as module
 from jaxbert.predict.predictor import Predictor
 from jaxbert.predict.texts import PredictError
+from jaxbert.weights.embedder import Embedder, write_embedder
 from jaxbert.weights.load import load
 
 LONG = " ".join(WORDS * 12)
@@ -199,6 +200,33 @@ def test_a_pair_loses_the_end_of_its_longer_text(bert: pathlib.Path):
             assert predictor.next_sentence(first, second) == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_embedders_folder_says_how(bert: pathlib.Path, tmp_path: pathlib.Path):
+    """Pooling, prompt, lower-casing and length of a sentence-transformers folder, as that library computes them."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = shutil.copytree(bert, tmp_path / "embedder")
+    embedder = Embedder(
+        "max",
+        normalize=True,
+        max_length=20,
+        lowercase=True,
+        settings={"prompts": {"query": "the dog: ", "document": ""}, "default_prompt_name": "query"},
+    )
+    write_embedder(folder, 32, embedder, POSITIONS)
+    loaded = load(folder)
+    assert loaded.embedder == embedder
+    texts = [*SENTENCES[:9], "THE CAT", LONG]
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    with pytest.warns(UserWarning, match="longer than 20"):
+        found = loaded.predictor("embed").embed(texts)
+    np.testing.assert_allclose(found, theirs.encode(texts), atol=1e-5)
+    plain = loaded.predictor("embed").embed(texts[:9], prompt="")
+    np.testing.assert_allclose(plain, theirs.encode(texts[:9], prompt=""), atol=1e-5)
+    assert np.abs(plain - found[:9]).max() > 1e-3
+    # It reads no more than the model has positions for.
+    write_embedder(folder, 32, Embedder("mean", max_length=900), POSITIONS)
+    assert load(folder).predictor("embed").max_length == POSITIONS
+
+
 def test_an_empty_list_gives_an_empty_result(bert: pathlib.Path):
     predictor = load(bert).predictor()
     assert predictor.embed([]).shape == (0, 32)
@@ -212,6 +240,9 @@ def test_what_cannot_be_served_is_said_in_one_line(bert: pathlib.Path, roberta: 
         (lambda: predictor.fill_mask("no mask here"), r"text 0 has no \[MASK\]: put one"),
         (lambda: predictor.fill_mask("a [MASK]", top_k=0), "top_k 0"),
         (lambda: predictor.fill_mask("a [MASK]", top_k=10**6), "top_k 1000000"),
+        (lambda: predictor.fill_mask("a [MASK]", top_k=2.5), "top_k 2.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: predictor.fill_mask(None), "texts are a str or a list"),  # pyright: ignore[reportArgumentType]
+        (lambda: load(bert).predictor(max_length=0), "max_length 0: the model reads 3 to 96"),
         (lambda: predictor.embed(["a", 3]), "text 1 is of the type int"),  # pyright: ignore[reportArgumentType]
         (lambda: predictor.embed(["a\ud800"]), "text 0 has a lone surrogate"),
         (lambda: predictor.embed("a", "sum"), "pooling is 'sum'"),  # pyright: ignore[reportArgumentType]

@@ -51,8 +51,9 @@ def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path
     lines[4] = "nothing hidden here"
     with pytest.raises(PredictError, match=r"^line 5 has no \[MASK\]"):
         run(model, "fill-mask", lines, tmp_path, lines_at_once=3)
-    # What came before is written.
-    assert len((tmp_path / "out").read_text().splitlines()) == 3
+    # What came before is written, beside.
+    assert len((tmp_path / "out.partial").read_text().splitlines()) == 3
+    assert not (tmp_path / "out").exists()
     with pytest.raises(PredictError, match=r"^line 2 has 0 tabs"):
         run(model, "next-sentence", ["a\tb", "a b"], tmp_path)
     (tmp_path / "in").write_bytes(b"a cat\n\xff\xfe\n")
@@ -60,6 +61,18 @@ def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path
         predict(PredictOptions(str(model), "embed", str(tmp_path / "in"), str(tmp_path / "out")))
     with pytest.raises(PredictError, match="lines-at-once 0"):
         run(model, "embed", ["a"], tmp_path, lines_at_once=0)
+
+
+def test_results_may_take_the_place_of_the_input(model: pathlib.Path, tmp_path: pathlib.Path):
+    path = tmp_path / "texts"
+    path.write_text("".join(f"{text}\n" for text in SENTENCES[:9]), encoding="utf8")
+    assert predict(PredictOptions(str(model), "embed", str(path), str(path), lines_at_once=2)) == 9
+    found = [json.loads(line)["text"] for line in path.read_text(encoding="utf8").splitlines()]
+    assert found == SENTENCES[:9]
+    # An error leaves what was there.
+    with pytest.raises(PredictError, match="line 1 has no"):
+        predict(PredictOptions(str(model), "fill-mask", str(path), str(path)))
+    assert len(path.read_text(encoding="utf8").splitlines()) == 9
 
 
 def test_cut_texts_are_counted(model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
@@ -89,6 +102,16 @@ def test_the_command_reads_and_writes_standard_streams(model: pathlib.Path, repo
     bad = subprocess.run(command(*arguments), input="nothing\n", cwd=repository, capture_output=True, text=True)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.strip().splitlines()[-1].startswith("error: line 1 has no [MASK]")
+
+
+@pytest.mark.parametrize(("closed", "side"), [("<&-", "input"), (">&-", "output")])
+def test_a_closed_stream(model: pathlib.Path, repository: pathlib.Path, closed: str, side: str):
+    line = " ".join(command("--model", str(model), "--task", "embed")) + f" {closed}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=repository, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == f"error: standard {side} is closed: name a file with --{side}"
 
 
 def test_a_reader_that_has_enough(model: pathlib.Path, repository: pathlib.Path):

@@ -12,6 +12,7 @@ from made_models import bert_for_pretraining, torch_model, write_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxbert.config import VocabularyConfig
+from jaxbert.predict.texts import open_tokenizer
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.text.wordpiece import train_tokenizer
 from jaxbert.weights.convert import convert
@@ -81,6 +82,8 @@ def test_a_smaller_class_leaves_heads_out_and_says_so(bert: pathlib.Path, tmp_pa
     converted = convert(bert, tmp_path / "lm", architecture="BertForMaskedLM")
     assert converted.left_out == ("pooler", "nsp")
     assert load(tmp_path / "lm").groups == ("mlm",)
+    alone = convert(bert, tmp_path / "alone", fresh=("token",))
+    assert (alone.architecture, alone.left_out) == ("BertForTokenClassification", ("pooler", "mlm", "nsp"))
     fresh = convert(bert, tmp_path / "new", architecture="BertForTokenClassification", fresh=("token",))
     assert fresh.fresh == ("token/dense/kernel", "token/dense/bias")
     transformers.BertForTokenClassification.from_pretrained(tmp_path / "new")
@@ -99,7 +102,18 @@ def test_what_a_system_has_no_names_for(bert: pathlib.Path, tmp_path: pathlib.Pa
             "is a bert model, and RobertaModel is none of bert's",
         ),
         (lambda: convert(bert, bare), "is there already: choose another folder, or overwrite"),
-        (lambda: convert(bert, tmp_path / "a", architecture="BertForQuestionAnswering"), "no span/dense"),
+        (lambda: convert(bert, bare / "config.json", overwrite=True), "config.json: is a file"),
+        (lambda: convert(bert, tmp_path, overwrite=True), "holds 'bare', which no export wrote"),
+        (lambda: convert(bert, tmp_path / "a", pooling="sum"), "pooling is 'sum'"),  # pyright: ignore[reportArgumentType]
+        (lambda: convert(bert, tmp_path / "a", pooling="cls", to="flax"), "leave it out for flax"),
+        (
+            lambda: convert(bert, tmp_path / "a", fresh=("token", "span")),
+            "no class of bert's has the heads token, span",
+        ),
+        (
+            lambda: convert(bert, tmp_path / "a", architecture="BertForQuestionAnswering"),
+            r"no span/dense/kernel: load them with fresh=\('span',\)",
+        ),
         (lambda: convert(bare, tmp_path / "a", extend_vocab=tmp_path / "words"), "came without a tokenizer"),
         (lambda: convert(bert, tmp_path / "a", extend_vocab=tmp_path / "words"), "words: cannot be read"),
     ]
@@ -120,6 +134,27 @@ def test_an_embedder_stays_one(bert: pathlib.Path, tmp_path: pathlib.Path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu").encode(texts)
     np.testing.assert_allclose(loaded.predictor("embed").embed(texts), theirs, atol=1e-5)
+
+
+def test_an_export_is_replaced_where_it_is(bert: pathlib.Path, tmp_path: pathlib.Path):
+    source = convert(bert, tmp_path / "one").folder
+    (tmp_path / "link").symlink_to(source)
+    converted = convert(source, tmp_path / "link", architecture="BertForMaskedLM", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert load(source).groups == ("mlm",)
+    assert load(converted.folder).groups == ("mlm",)
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "link"}
+    modes = {path.stat().st_mode for path in source.iterdir()}
+    assert len(modes) == 1
+
+
+def test_words_that_vocab_txt_cannot_say(bert: pathlib.Path, tmp_path: pathlib.Path):
+    (tmp_path / "words").write_text("zebra\nnew york\n", encoding="utf8")
+    with pytest.raises(WeightsError, match="'new york' is no single word to BERT's tokenizer"):
+        convert(bert, tmp_path / "tf", to="tensorflow", extend_vocab=tmp_path / "words")
+    (tmp_path / "words").write_text("zebra\n", encoding="utf8")
+    convert(bert, tmp_path / "tf", to="tensorflow", extend_vocab=tmp_path / "words")
+    assert "zebra" in open_tokenizer(tmp_path / "tf").encode("the zebra").tokens
 
 
 WORDS = ["zebra", "Zebra", "cat", "cats", "new york", "covid-19", "深度学习", "学", "q7"]
@@ -176,7 +211,12 @@ def test_new_tokens_of_a_byte_level_tokenizer(tmp_path: pathlib.Path):
     (tmp_path / "words").write_text("zebra\n机器\n", encoding="utf8")
     convert(source, tmp_path / "target", extend_vocab=tmp_path / "words")
     new = transformers.AutoTokenizer.from_pretrained(tmp_path / "target")
-    assert {"zebra", "机器"} <= set(new.tokenize("the zebra 用机器 sat"))
+    pieces = new.tokenize("the zebra 用机器 sat")
+    assert {"zebra", "机器"} <= {piece.strip() for piece in pieces}
+    # No space is left over in front, and words that were tokens stay them.
+    assert pieces[:2] == ["the", " zebra"]
+    (tmp_path / "words").write_text("cat\n", encoding="utf8")
+    assert convert(source, tmp_path / "same", extend_vocab=tmp_path / "words").known == ("cat",)
     assert load(tmp_path / "target").config.vocab_size == tokenizer.get_vocab_size() + 2
 
 
@@ -190,7 +230,7 @@ def test_the_command(bert: pathlib.Path, tmp_path: pathlib.Path, repository: pat
     assert done.returncode == 0, done.stderr
     assert "new token zebra: the mean of " in done.stdout
     assert "tokens already: cat" in done.stdout
-    assert "heads left out: pooler, nsp" in done.stdout
+    assert "left out: pooler, nsp" in done.stdout
     assert f"BertForMaskedLM in {tmp_path / 'target'}" in done.stdout
     again = run(bert, tmp_path / "target")
     assert again.returncode == 2

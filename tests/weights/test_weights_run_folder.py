@@ -131,5 +131,15 @@ def test_its_tokenizer_is_found(run: pathlib.Path):
 
 
 def test_a_head_that_a_run_does_not_have(run: pathlib.Path):
-    with pytest.raises(WeightsError, match="has no head 'sequence': it has encoder, "):
+    with pytest.raises(WeightsError, match=r"has no head 'sequence': it has encoder, .*fresh="):
         load(run, heads=("sequence",))
+
+
+def test_a_new_head_over_a_run(run: pathlib.Path):
+    loaded = load(run, fresh=("token",))
+    assert loaded.fresh == ("token/dense/kernel", "token/dense/bias")
+    kernel = loaded.params["token"]["dense"]["kernel"]
+    assert kernel.std() > 0
+    assert set(load(run).params) | {"token"} == set(loaded.params)
+    with pytest.raises(WeightsError, match="there is no head 'tokens'"):
+        load(run, fresh=("tokens",))
