@@ -77,9 +77,35 @@ class BertEncoder(nn.Module):
             x_BxLxD, _ = block(x_BxLxD, sequence_ids, deterministic, one_sequence)
         return last(x_BxLxD, sequence_ids, deterministic, one_sequence, positions)[0]
 
+    def first_tokens(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None = None,
+        cls_positions: Int[Array, "B S"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S D"]:
+        """The hidden state of each sequence's [CLS], which classifiers read.
+
+        cls_positions: where these are. None: position 0, one sequence a row. With one column, every row must hold at most one
+        sequence, from position 0 on. The other arguments are as for a call.
+        """
+        if cls_positions is None:
+            cls_positions = row_starts(input_ids)
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        one_sequence = cls_positions.shape[1] == 1
+        return self(*tokens, cls_positions, deterministic=deterministic, one_sequence=one_sequence)
+
     def word_table(self) -> Float[Array, "V E"]:
-        """The word embeddings, padded rows included: the decoder of the MLM head."""
+        """The word embeddings, padded rows included: a tied decoder of the MLM head."""
         return self.embeddings.word.embedding
+
+
+def row_starts(input_ids: Int[Array, "B L"]) -> Int[Array, "B 1"]:
+    """Where the [CLS] are in rows of one sequence."""
+    return jnp.zeros((input_ids.shape[0], 1), jnp.int32)
 
 
 class BertForMaskedLM(nn.Module):
@@ -128,10 +154,8 @@ class BertForNextSentencePrediction(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "B S 2"]:
         """Logits as `BertForPreTraining` gives them, for the same arguments."""
-        if cls_positions is None:
-            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
         tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
-        return self.nsp(self.pooler(self.encoder(*tokens, cls_positions, deterministic=deterministic)))
+        return self.nsp(self.pooler(self.encoder.first_tokens(*tokens, cls_positions, deterministic=deterministic)))
 
 
 class BertForPreTraining(nn.Module):
@@ -165,7 +189,7 @@ class BertForPreTraining(nn.Module):
         The others are as in `BertEncoder`.
         """
         if cls_positions is None:
-            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
+            cls_positions = row_starts(input_ids)
         encode = functools.partial(
             self.encoder,
             input_ids,

@@ -6,7 +6,6 @@ The arguments are those of `BertEncoder`; a row may hold several sequences (pack
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxbert.config import ModelConfig
@@ -39,19 +38,9 @@ class BertForSequenceClassification(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "B S C"]:
-        """Logits, float32. cls_positions: the first token of each sequence. None: position 0, one sequence a row."""
-        one_sequence = cls_positions is None
-        if cls_positions is None:
-            cls_positions = jnp.zeros((input_ids.shape[0], 1), jnp.int32)
-        first_BxSxD = self.encoder(
-            input_ids,
-            token_type_ids,
-            sequence_ids,
-            position_ids,
-            cls_positions,
-            deterministic=deterministic,
-            one_sequence=one_sequence,
-        )
+        """Logits, float32. `cls_positions` is as in `BertEncoder.first_tokens`."""
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        first_BxSxD = self.encoder.first_tokens(*tokens, cls_positions, deterministic=deterministic)
         if self.hidden_layer is None:
             first_BxSxD = self.pooler(first_BxSxD)
         return self.sequence(first_BxSxD, deterministic)

@@ -4,22 +4,17 @@ Whatever the number and the lengths of the texts, they go through the model in a
 are compiled, and in rows that several texts share, so that little is computed for nothing.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, get_args, overload
+from typing import Any, Literal, TypedDict, get_args, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 from tokenizers import Encoding
 
-from jaxbert.config import ModelConfig
-from jaxbert.model.bert import BertEncoder, BertForMaskedLM, BertForNextSentencePrediction
-from jaxbert.predict.batches import Batch, Item, make_batches
+from jaxbert.predict import programs
+from jaxbert.predict.batches import Item
 from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, open_tokenizer
 from jaxbert.weights.embedder import Embedder, Pooling
 from jaxbert.weights.load import Loaded
@@ -28,8 +23,6 @@ Task = Literal["fill-mask", "next-sentence", "embed"]
 HEADS: dict[Task, tuple[str, ...]] = {"fill-mask": ("mlm",), "next-sentence": ("pooler", "nsp"), "embed": ()}
 """What a task needs beside the encoder."""
 
-# Batches of so many tokens stay in a CPU's caches; accelerators want more to do at a time.
-_TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 2048, 32768
 _SMALLEST_TOP_K = 8
 
 
@@ -85,13 +78,7 @@ class Predictor:
         self.num_truncated: int = 0
         """Texts that were cut so far."""
         self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
-        # Each process serves its own texts.
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        self._rows = NamedSharding(mesh, PartitionSpec("data"))
-        self._devices = mesh.size
-        self._params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
-        default = _TOKENS_ON_CPU if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE * self._devices
-        self._tokens_per_batch = tokens_per_batch or default
+        self._runner = programs.Runner(loaded.params, chosen, tokens_per_batch)
 
     @property
     def max_length(self) -> int:
@@ -121,7 +108,7 @@ class Predictor:
         self._warn_of_truncated(encoded)
         # Few values of k are compiled.
         k = min(_SMALLEST_TOP_K ** max(math.ceil(math.log(top_k, _SMALLEST_TOP_K)), 1), vocabulary.size)
-        scores, tokens = self._run(_top_tokens, (self._config, k), items, 2)
+        scores, tokens = self._runner.run(programs.top_tokens(self._config, k), items)
         results, done = [], 0
         for one in masks:
             found = range(done, done + len(one))
@@ -150,7 +137,7 @@ class Predictor:
         encoded = self._texts.encode(pairs)
         self._warn_of_truncated(encoded)
         items = [self._item(one.windows[0], 0) for one in encoded]
-        (probabilities,) = self._run(_is_next, (self._config,), items, 1)
+        (probabilities,) = self._runner.run(programs.is_next(self._config), items)
         return float(probabilities[0]) if single else [float(p) for p in probabilities]
 
     @overload
@@ -187,11 +174,10 @@ class Predictor:
         pooling = embedder.pooling if pooling is None else pooling
         if pooling not in get_args(Pooling):
             raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
-        many = [prompt + text if isinstance(text, str) else text for text in _listed(texts)]
-        encoded = self._texts.encode([text.lower() for text in many] if embedder.lowercase else many)
+        encoded = self._texts.encode([_prepared(text, prompt, embedder.lowercase) for text in _listed(texts)])
         self._warn_of_truncated(encoded)
         items = [self._item(window, 0) for one in encoded for window in one.windows]
-        (vectors,) = self._run(_pooled, (self._config, pooling), items, 1)
+        (vectors,) = self._runner.run(programs.pooled(self._config, pooling), items)
         vectors = _joined(vectors, encoded, pooling)
         if embedder.normalize if normalize is None else normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -207,26 +193,6 @@ class Predictor:
         # Some tokenizers number the parts of a pair for models that do not tell them apart (RoBERTa).
         types = window.type_ids if self._config.type_vocab_size > 1 else [0] * len(window)
         return Item(window.ids, types, position)
-
-    def _run(self, function: Any, static: tuple[Any, ...], items: Sequence[Item], outputs: int) -> list[np.ndarray]:
-        """What a function of a batch says of each item, in their order: an array [n, ...] for each of its outputs."""
-        program = _program(function, static)
-        waiting: list[tuple[Batch, Sequence[jax.Array]]] = []
-        found: list[list[np.ndarray]] = [[] for _ in range(outputs)]
-        order: list[np.ndarray] = []
-        for batch in make_batches(items, self.max_length, self._tokens_per_batch, self._devices):
-            waiting.append((batch, program(self._params, jax.device_put(batch.arrays, self._rows))))
-            # The next batch is made while the device is at this one.
-            if len(waiting) > 1:
-                earlier, result = waiting.pop(0)
-                _collect(earlier, result, found, order)
-        for batch, result in waiting:
-            _collect(batch, result, found, order)
-        if not items:
-            shapes = jax.eval_shape(program, self._params, _smallest_batch())
-            return [np.zeros((0, *shape.shape[2:]), shape.dtype) for shape in shapes]
-        back = np.argsort(np.concatenate(order))
-        return [np.concatenate(parts)[back] for parts in found]
 
     def _masks(self, number: int, text: str, encoded: Encoded) -> list[tuple[Encoding, int]]:
         """Each mask of a text: the window that shows most of what is around it, and its position there."""
@@ -269,56 +235,6 @@ class Predictor:
             )
 
 
-class _Batch(NamedTuple):
-    input_ids: Int[Array, "B L"]
-    token_type_ids: Int[Array, "B L"]
-    sequence_ids: Int[Array, "B L"]
-    position_ids: Int[Array, "B L"]
-    positions: Int[Array, "B S"]
-
-
-def _top_tokens(config: ModelConfig, k: int, params: Any, batch: _Batch) -> tuple[Array, Array]:
-    """Probabilities and ids of the k likeliest tokens at each slot's position, [B, S, k]."""
-    logits_BxSxV: Any = BertForMaskedLM(config).apply({"params": params}, *batch)
-    probabilities_BxSxV = jax.nn.softmax(logits_BxSxV)
-    values, tokens = jax.lax.top_k(probabilities_BxSxV, k)
-    return values, tokens
-
-
-def _is_next(config: ModelConfig, params: Any, batch: _Batch) -> tuple[Array]:
-    """The probability of a true next sentence at each slot, [B, S]."""
-    logits_BxSx2: Any = BertForNextSentencePrediction(config).apply({"params": params}, *batch)
-    return (jax.nn.softmax(logits_BxSx2)[..., 0],)
-
-
-def _pooled(config: ModelConfig, pooling: Pooling, params: Any, batch: _Batch) -> tuple[Array]:
-    """The vector of each slot, float32 [B, S, D]."""
-    encode = functools.partial(BertEncoder(config).apply, {"params": params["encoder"]})
-    if pooling == "cls":
-        return (jnp.asarray(encode(*batch), jnp.float32),)
-    hidden_BxLxD = jnp.asarray(encode(*batch[:4]), jnp.float32)
-    slots = batch.positions.shape[1]
-    if pooling == "max":
-        # Padding goes into a segment of its own, which is left out.
-        segment_max = functools.partial(jax.ops.segment_max, num_segments=slots + 1)
-        return (jax.vmap(segment_max)(hidden_BxLxD, batch.sequence_ids)[:, 1:],)
-    numbers_S = jnp.arange(1, slots + 1)
-    member_BxSxL = (batch.sequence_ids[:, None, :] == numbers_S[None, :, None]).astype(jnp.float32)
-    sum_BxSxD = jnp.einsum("bsl,bld->bsd", member_BxSxL, hidden_BxLxD, precision="highest")
-    return (sum_BxSxD / jnp.maximum(member_BxSxL.sum(-1), 1)[..., None],)
-
-
-@functools.lru_cache(maxsize=64)
-def _program(function: Any, static: tuple[Any, ...]) -> Any:
-    """The function of (params, arrays of a batch), compiled once for each of the batches' shapes."""
-
-    @jax.jit
-    def program(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        return function(*static, params, _Batch(**arrays))
-
-    return program
-
-
 def _listed(texts: Any) -> list[Any]:
     if isinstance(texts, str):
         return [texts]
@@ -328,14 +244,11 @@ def _listed(texts: Any) -> list[Any]:
         raise PredictError(f"texts are a str or a list of them, and not {type(texts).__name__}") from None
 
 
-def _smallest_batch() -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct((1, 1), np.dtype(np.int32)) for name in _Batch._fields}
-
-
-def _collect(batch: Batch, result: Sequence[jax.Array], found: list[list[np.ndarray]], order: list[np.ndarray]) -> None:
-    order.append(batch.items)
-    for parts, output in zip(found, result, strict=True):
-        parts.append(np.asarray(output)[batch.rows, batch.slots])
+def _prepared(text: Any, prompt: str, lowercase: bool) -> Any:
+    # What is no text is for the tokenizer to name.
+    if not isinstance(text, str):
+        return text
+    return (prompt + text).lower() if lowercase else prompt + text
 
 
 def _joined(

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import transformers
 from made_predictors import POSITIONS, SENTENCES, WORDS, write_model
 
-from jaxbert.predict import predictor as module
+from jaxbert.predict import programs
 from jaxbert.predict.predictor import Predictor
 from jaxbert.predict.texts import PredictError
 from jaxbert.weights.embedder import Embedder, write_embedder
@@ -115,12 +116,12 @@ def test_a_text_does_not_depend_on_its_company(bert: pathlib.Path):
 
 def test_a_stream_of_texts_compiles_a_handful_of_programs(bert: pathlib.Path):
     predictor = load(bert).predictor("embed", tokens_per_batch=2048)
-    module._program.cache_clear()
+    programs.pooled.cache_clear()
     rng = np.random.default_rng(0)
     for count in [*range(1, 30), 300]:
         words = rng.integers(1, 45, count)
         predictor.embed([" ".join(rng.choice(WORDS, n)) for n in words], "mean")
-    program = module._program(module._pooled, (predictor._config, "mean"))
+    program: Any = programs.pooled(predictor._config, "mean")
     assert 1 < program._cache_size() <= 6
 
 
@@ -222,6 +223,8 @@ def test_an_embedders_folder_says_how(bert: pathlib.Path, tmp_path: pathlib.Path
     plain = loaded.predictor("embed").embed(texts[:9], prompt="")
     np.testing.assert_allclose(plain, theirs.encode(texts[:9], prompt=""), atol=1e-5)
     assert np.abs(plain - found[:9]).max() > 1e-3
+    with pytest.raises(PredictError, match="text 1 is of the type int"):
+        loaded.predictor("embed").embed(["a", 3])  # pyright: ignore[reportArgumentType]
     # It reads no more than the model has positions for.
     write_embedder(folder, 32, Embedder("mean", max_length=900), POSITIONS)
     assert load(folder).predictor("embed").max_length == POSITIONS
