@@ -41,6 +41,8 @@ class ModelConfig:
     """Number of segment (token type) embeddings. 0: none, as in DistilBERT."""
     embedding_size: int | None = None
     """Width of the embeddings; where it is not hidden_size they are projected to it (ELECTRA). None: hidden_size."""
+    tie_word_embeddings: bool = True
+    """The decoder of the MLM head is the word table, as in BERT. False: it is a table of its own."""
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     """Feed-forward and MLM-head activation; "gelu" is the exact (erf) form, "gelu_tanh" Google's original approximation."""
     hidden_dropout: float = 0.1

@@ -1,4 +1,4 @@
-"""The heads: masked LM (decoder tied to the word embeddings), next sentence prediction, and classifiers of three kinds."""
+"""The heads: masked LM (its decoder usually the word embeddings), next sentence prediction, and classifiers of three kinds."""
 
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -17,7 +17,10 @@ PADDING_LOGIT = -1e9
 
 
 class MlmHead(nn.Module):
-    """Dense, activation, LayerNorm, then the word embeddings as the decoder, plus a bias (Devlin et al. 2018, task 1)."""
+    """Dense, activation, LayerNorm, then the word embeddings as the decoder, plus a bias (Devlin et al. 2018, task 1).
+
+    With config.tie_word_embeddings False, a table of its own is the decoder.
+    """
 
     config: ModelConfig
 
@@ -25,7 +28,10 @@ class MlmHead(nn.Module):
     def __call__(self, hidden_BxPxD: Float[Array, "B P D"], table_VxE: Float[Array, "V E"]) -> Float[Array, "B P V"]:
         """Logits in float32 over the padded vocabulary; those of padding are PADDING_LOGIT."""
         config, dtype = self.config, compute_dtype(self.config)
-        # The decoder is the word table, so what it reads has the width of the embeddings.
+        if not config.tie_word_embeddings:
+            decoder_init = initial(config, "vocab", "embed")
+            table_VxE = nn.Embed(*table_VxE.shape, embedding_init=decoder_init, name="decoder").embedding
+        # What the decoder reads has the width of the embeddings.
         x_BxPxE = nn.Dense(
             config.embedding_width,
             dtype=dtype,
@@ -56,10 +62,7 @@ class NspHead(nn.Module):
     @nn.compact
     def __call__(self, pooled_BxSxD: Float[Array, "B S D"]) -> Float[Array, "B S 2"]:
         """Logits in float32, which the loss is computed in."""
-        dense = nn.Dense(
-            2, dtype=jnp.float32, kernel_init=initial(self.config, "embed", None), bias_init=zeros(None), name="dense"
-        )
-        return dense(pooled_BxSxD)
+        return _classifier(self.config, 2)(pooled_BxSxD)
 
 
 HiddenLayer = Literal["tanh", "relu", "gelu"]

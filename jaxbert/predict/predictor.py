@@ -103,7 +103,10 @@ class Predictor:
             raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
         many = _listed(texts)
         encoded = self._texts.encode(many, with_offsets=True)
-        masks = [self._masks(number, *one) for number, one in enumerate(zip(many, encoded, strict=True))]
+        masks = [self._masks(one) for one in encoded]
+        faults = [self._mask_fault(*one) for one in zip(many, encoded, masks, strict=True)]
+        if any(faults):
+            raise TextError({number: fault for number, fault in enumerate(faults) if fault})
         items = [self._item(window, position) for one in masks for window, position in one]
         self._warn_of_truncated(encoded)
         # Few values of k are compiled.
@@ -127,7 +130,8 @@ class Predictor:
     def next_sentence(self, first: str | Sequence[str], second: str | Sequence[str]) -> float | list[float]:
         """The probability, 0 to 1, that the second text follows the first in one document; of lists, one for each pair.
 
-        A pair that is too long loses tokens from the end of the longer text, also where long_texts is "window".
+        A pair that is too long is cut: the longer text loses tokens until both are equally long, from their ends, or, where
+        long_texts is "window", so that the window around the place is read where the texts meet.
         """
         single = isinstance(first, str) and isinstance(second, str)
         pairs: list[Any] = [(first, second)] if single else list(zip(first, second, strict=False))
@@ -194,7 +198,7 @@ class Predictor:
         types = window.type_ids if self._config.type_vocab_size > 1 else [0] * len(window)
         return Item(window.ids, types, position)
 
-    def _masks(self, number: int, text: str, encoded: Encoded) -> list[tuple[Encoding, int]]:
+    def _masks(self, encoded: Encoded) -> list[tuple[Encoding, int]]:
         """Each mask of a text: the window that shows most of what is around it, and its position there."""
         best: dict[tuple[int, int], tuple[int, Encoding, int]] = {}
         for window in encoded.windows:
@@ -204,15 +208,16 @@ class Predictor:
                     place = window.offsets[position]
                     if place not in best or around > best[place][0]:
                         best[place] = (around, window, position)
-        mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id) or ""
-        if encoded.truncated and text.count(mask) > len(best):
-            raise TextError(
-                number,
-                f'has a {mask} behind the {self.max_length} tokens that are read of it: long_texts="window" reads all',
-            )
-        if not best:
-            raise TextError(number, f"has no {mask}: put one where a token is to be found")
         return [best[place][1:] for place in sorted(best)]
+
+    def _mask_fault(self, text: str, encoded: Encoded, masks: Sequence[object]) -> str | None:
+        """Why not every mask of a text can be filled."""
+        mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id) or ""
+        if encoded.truncated and text.count(mask) > len(masks):
+            return (
+                f'has a {mask} behind the {self.max_length} tokens that are read of it: long_texts="window" reads all'
+            )
+        return None if masks else f"has no {mask}: put one where a token is to be found"
 
     def _candidates(
         self, window: Encoding, position: int, scores: np.ndarray, tokens: np.ndarray, top_k: int, masks: int

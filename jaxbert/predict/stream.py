@@ -16,6 +16,9 @@ from jaxbert.predict.texts import LongTexts, PredictError, TextError
 from jaxbert.weights.embedder import Pooling
 from jaxbert.weights.load import load
 
+# Bytes that are no UTF-8 arrive as lone surrogates, so that the line is known that they are in.
+_KEEP_BYTES = "surrogateescape"
+
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
@@ -39,6 +42,10 @@ class PredictOptions:
     """Tokens of the longest text that is read whole. None: as many as the model reads."""
     long_texts: LongTexts = "truncate"
     """What becomes of longer ones: truncate, or window (read in windows that overlap)."""
+    prompt: str | None = None
+    """embed: what is put before every text ("query: "). None: what the model's folder says, else nothing."""
+    bad_lines: Literal["stop", "report"] = "stop"
+    """A line that cannot be served (no mask, not UTF-8): stop there, or report it ({"text", "error"} is its result) and go on."""
     lines_at_once: int = 2048
     """Lines that are read, sorted by length, and written together."""
 
@@ -50,29 +57,55 @@ def predict(options: PredictOptions) -> int:
     predictor = load(options.model).predictor(
         options.task, max_length=options.max_length, long_texts=options.long_texts
     )
-    started, done = time.monotonic(), 0
+    started, done, bad = time.monotonic(), 0, 0
     with _opened(options.input, "r") as lines, _opened(options.output, "w") as results, _progress() as advance:
         while chunk := _read(lines, options.lines_at_once, done):
             try:
                 with warnings.catch_warnings():
                     # Counted, and said once at the end.
                     warnings.filterwarnings("ignore", message=".* were cut", category=UserWarning)
-                    answers = _answers(predictor, options, chunk)
+                    answers = _served(predictor, options, chunk)
             except TextError as error:
-                raise PredictError(f"line {done + error.number + 1} {error.what}") from None
+                raise TextError({done + number + 1: what for number, what in error.faults.items()}, "line") from None
             results.writelines(_line(answer) for answer in answers)
             results.flush()
             done += len(chunk)
+            bad += sum("error" in answer for answer in answers)
             advance(len(chunk))
     seconds = time.monotonic() - started
-    print(f"{done:,} texts in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)", file=sys.stderr)
+    _say(f"{done:,} texts in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+    if bad:
+        _say(f'{bad:,} of them could not be served: their results have an "error"')
     if predictor.num_truncated:
-        print(
-            f"{predictor.num_truncated:,} of them are longer than {predictor.max_length} tokens and were cut; "
-            "--long-texts window reads them whole",
-            file=sys.stderr,
+        _say(
+            f"{predictor.num_truncated:,} of them are longer than {predictor.max_length} tokens and were cut"
+            + ("; --long-texts window reads them whole" if options.task != "next-sentence" else "")
         )
     return done
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _served(predictor: Predictor, options: PredictOptions, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The result of each line; of a bad one, what is wrong with it, where that is wanted."""
+    faults: dict[int, str] = {}
+    while True:
+        good = [number for number in range(len(lines)) if number not in faults]
+        try:
+            found = iter(_answers(predictor, options, [lines[number] for number in good]))
+        except TextError as error:
+            faults |= {good[number]: what for number, what in error.faults.items()}
+            if options.bad_lines == "stop":
+                raise TextError(faults) from None
+            continue
+        return [
+            {"text": line.encode("utf8", _KEEP_BYTES).decode("utf8", "replace"), "error": f"it {faults[number]}"}
+            if number in faults
+            else next(found)
+            for number, line in enumerate(lines)
+        ]
 
 
 def _line(answer: dict[str, Any]) -> str:
@@ -82,34 +115,39 @@ def _line(answer: dict[str, Any]) -> str:
 
 
 def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]) -> list[dict[str, Any]]:
+    faults = {number: "is not UTF-8: convert it" for number, line in enumerate(lines) if not _is_text(line)}
+    if options.task == "next-sentence":
+        tabs = {number: line.count("\t") for number, line in enumerate(lines)}
+        wrong = {
+            number: f"has {count} tabs: put one between the two texts" for number, count in tabs.items() if count != 1
+        }
+        faults = wrong | faults
+    if faults:
+        raise TextError(faults)
     if options.task == "fill-mask":
         found = predictor.fill_mask(lines, options.top_k)
         return [{"text": text, "candidates": one} for text, one in zip(lines, found, strict=True)]
     if options.task == "next-sentence":
-        pairs = [_pair(number, line) for number, line in enumerate(lines)]
-        first, second = [a for a, _ in pairs], [b for _, b in pairs]
+        first, second = ([line.split("\t")[side] for line in lines] for side in (0, 1))
         probabilities = predictor.next_sentence(first, second)
-        return [{"first": a, "second": b, "is_next": p} for (a, b), p in zip(pairs, probabilities, strict=True)]
-    vectors = predictor.embed(lines, options.pooling, options.normalize)
+        return [{"first": a, "second": b, "is_next": p} for a, b, p in zip(first, second, probabilities, strict=True)]
+    vectors = predictor.embed(lines, options.pooling, options.normalize, options.prompt)
     # Nine digits tell every float32 from its neighbours.
     rounded = [[float(f"{x:.9g}") for x in vector] for vector in vectors.tolist()]
     return [{"text": text, "embedding": vector} for text, vector in zip(lines, rounded, strict=True)]
 
 
-def _pair(number: int, line: str) -> tuple[str, str]:
-    parts = line.split("\t")
-    if len(parts) != 2:
-        raise TextError(number, f"has {len(parts) - 1} tabs: put one between the two texts")
-    return parts[0], parts[1]
+def _is_text(line: str) -> bool:
+    try:
+        return line.isascii() or bool(line.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _read(lines: TextIO, count: int, done: int) -> list[str]:
-    try:
-        return [line.removesuffix("\n").removesuffix("\r") for line in itertools.islice(lines, count)]
-    except UnicodeDecodeError as error:
-        raise PredictError(
-            f"the input is not UTF-8, after line {done:,}: {error.reason}: convert it to UTF-8"
-        ) from None
+    found = [line.removesuffix("\n").removesuffix("\r") for line in itertools.islice(lines, count)]
+    # Some editors begin a file with a byte order mark, which is no text.
+    return [found[0].removeprefix("\ufeff"), *found[1:]] if found and not done else found
 
 
 @contextlib.contextmanager
@@ -122,11 +160,11 @@ def _opened(name: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
             raise PredictError(f"standard {side} is closed: name a file with --{side}")
         reconfigure: Callable[..., None] | None = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(encoding="utf8", errors="strict", newline="\n")
+            reconfigure(encoding="utf8", errors=_KEEP_BYTES if mode == "r" else "strict", newline="\n")
         yield stream
         return
     if mode == "r":
-        with open(name, encoding="utf8", newline="\n") as file:
+        with open(name, encoding="utf8", errors=_KEEP_BYTES, newline="\n") as file:
             yield file
         return
     # What was there stays until the last line is written; what was written before an error stays in the partial file.

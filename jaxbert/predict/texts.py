@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
 from jaxbert.config import UserError
-from jaxbert.text.vocabulary import Vocabulary, VocabularyError, load_tokenizer
-from jaxbert.weights.folder import is_cased
+from jaxbert.text.vocabulary import Vocabulary
+from jaxbert.weights import tokenizer
 
 Text = str | tuple[str, str]
 LongTexts = Literal["truncate", "window"]
@@ -24,12 +24,13 @@ class PredictError(UserError):
 
 
 class TextError(PredictError):
-    """One of several texts cannot be served: `number` from 0, and `what` is wrong with it."""
+    """Some of several texts cannot be served. `faults`: number of each, from 0, and what is wrong with it."""
 
-    def __init__(self, number: int, what: str):
-        super().__init__(f"text {number} {what}")
-        self.number: int = number
-        self.what: str = what
+    def __init__(self, faults: Mapping[int, str], noun: str = "text"):
+        self.faults: Mapping[int, str] = faults
+        first = min(faults)
+        others = f" ({len(faults) - 1} more {noun}s cannot be served)" if len(faults) > 1 else ""
+        super().__init__(f"{noun} {first} {faults[first]}{others}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +45,17 @@ class Encoded:
 class TextEncoder:
     """A tokenizer that knows how much its model reads."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, long_texts: LongTexts):
-        self.tokenizer: Tokenizer = tokenizer
+    def __init__(self, opened: Tokenizer, max_length: int, long_texts: LongTexts):
+        self.tokenizer: Tokenizer = opened
         self.max_length: int = max_length
         self.long_texts: LongTexts = long_texts
-        self.vocabulary: Vocabulary = Vocabulary.of(tokenizer)
+        self.vocabulary: Vocabulary = Vocabulary.of(opened)
 
     def encode(self, texts: Sequence[Text], *, with_offsets: bool = False) -> list[Encoded]:
         """The windows of each text or pair of texts, special tokens included. Offsets in characters, where asked for.
 
-        A pair that is too long loses tokens from the end of the longer one, whatever `long_texts` says.
+        A pair that is too long loses tokens from the longer one until both are equally long: from their ends, or, where
+        `long_texts` is "window", from the start of the first, so that what is read is around where they meet.
         Raises PredictError for what is no text.
         """
         encode_batch = self.tokenizer.encode_batch if with_offsets else self.tokenizer.encode_batch_fast
@@ -76,7 +78,8 @@ class TextEncoder:
             # The longer one gives, until both are equally long.
             least, half = min(len(first), len(second)), room // 2
             longest = room - least if least < half else room - half
-            first.truncate(min(len(first), longest if len(first) > len(second) else room - longest))
+            first_length = min(len(first), longest if len(first) > len(second) else room - longest)
+            first.truncate(first_length, direction="left" if self.long_texts == "window" else "right")
             second.truncate(room - len(first))
             return Encoded((self.tokenizer.post_process(first, second),), True)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
@@ -87,41 +90,43 @@ class TextEncoder:
 
 
 def open_tokenizer(folder: pathlib.Path) -> Tokenizer:
-    """The tokenizer of a folder, without truncation and padding.
+    """The tokenizer of a folder, without truncation and padding; transformers opens SentencePiece's.
 
-    Raises PredictError for one that is damaged or that has no special tokens.
+    Raises WeightsError or PredictError for one that is damaged or that has no special tokens.
     """
-    vocab_txt = folder / "vocab.txt"
-    if not vocab_txt.is_file() and not (folder / "tokenizer.json").is_file():
-        return _through_transformers(folder)
-    try:
-        return load_tokenizer(folder, lowercase=not (vocab_txt.is_file() and is_cased(vocab_txt)))
-    except VocabularyError as error:
-        raise PredictError(f"{error}: get the tokenizer that belongs to the weights") from None
+    if any((folder / name).is_file() for name in tokenizer.OPENED):
+        return tokenizer.open_tokenizer(folder)
+    return _through_transformers(folder)
 
 
 def _through_transformers(folder: pathlib.Path) -> Tokenizer:
-    """A tokenizer in files that transformers knows how to put together (merges.txt, sentencepiece.bpe.model)."""
+    """A tokenizer in a file that transformers knows how to convert (sentencepiece.bpe.model)."""
     import transformers
 
     try:
         made: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        tokenizer = Tokenizer.from_str(made.backend_tokenizer.to_str())
+        opened = Tokenizer.from_str(made.backend_tokenizer.to_str())
     except Exception as error:  # whatever its many classes raise
         text = (str(error) or type(error).__name__).splitlines()[0]
         raise PredictError(f"{folder}: transformers cannot open its tokenizer ({text}): add a tokenizer.json") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    opened.no_truncation()
+    opened.no_padding()
+    return opened
 
 
 def _bad_text(texts: Sequence[Any], error: Exception) -> PredictError:
-    for number, text in enumerate(texts):
-        for part in text if isinstance(text, tuple) else (text,):
-            if not isinstance(part, str):
-                return TextError(number, f"is of the type {type(part).__name__}: texts are str")
-            try:
-                part.encode()
-            except UnicodeEncodeError:
-                return TextError(number, "has a lone surrogate, which is no character: leave it out")
+    faults = {number: fault for number, text in enumerate(texts) if (fault := _fault(text))}
+    if faults:
+        return TextError(faults)
     return PredictError(f"the tokenizer refuses the texts: {str(error).splitlines()[0]}")
+
+
+def _fault(text: Any) -> str | None:
+    for part in text if isinstance(text, tuple) else (text,):
+        if not isinstance(part, str):
+            return f"is of the type {type(part).__name__}: texts are str"
+        try:
+            part.encode()
+        except UnicodeEncodeError:
+            return "has a lone surrogate, which is no character: leave it out"
+    return None

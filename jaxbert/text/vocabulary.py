@@ -8,16 +8,25 @@ import hashlib
 import json
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from tokenizers import Tokenizer, models, normalizers
 
-from jaxbert.config import VocabularyConfig
+from jaxbert.text.byte_level import byte_level_tokenizer
 from jaxbert.text.wordpiece import SPECIAL, VocabularyError, bert_tokenizer, train_tokenizer
 
-__all__ = ["Vocabulary", "VocabularyError", "fingerprint", "load_tokenizer", "save_tokenizer", "train_tokenizer"]
+__all__ = [
+    "Vocabulary",
+    "VocabularyError",
+    "fingerprint",
+    "is_byte_level",
+    "load_tokenizer",
+    "save_tokenizer",
+    "train_tokenizer",
+]
 
 # By role: BERT's name, RoBERTa's name.
 _NAMES = {
@@ -27,6 +36,8 @@ _NAMES = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
+# Share of pieces with capital letters from which a vocab.txt is taken for a cased one: bert-base-cased has over 30 %.
+_CASED_SHARE = 0.01
 _UNUSED = re.compile(r"\[unused\d+\]|<unused\d+>|madeupword\d+")
 
 
@@ -88,27 +99,33 @@ class Vocabulary:
         return table
 
 
-def load_tokenizer(path: str | pathlib.Path, lowercase: bool = VocabularyConfig.lowercase) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path, lowercase: bool | None = None) -> Tokenizer:
     """Loads a vocab.txt, a tokenizer.json or a Hugging Face tokenizer folder; truncation and padding are taken out.
 
+    A folder may hold a tokenizer.json, a vocab.txt, or RoBERTa's vocab.json and merges.txt.
     `lowercase` is for a vocab.txt alone (a folder's tokenizer_config.json goes first), a tokenizer.json says it itself.
+    None: lower-casing, unless the vocabulary has pieces with capitals.
     Raises VocabularyError, with the file's name, for a file that is missing, damaged or has no [MASK] or other special token.
     """
     path = pathlib.Path(path)
+    file = _tokenizer_file(path) if path.is_dir() else path
     options: dict[str, Any] = {}
-    file = path
-    if path.is_dir():
-        file = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), path)
-        if file is path:
-            raise VocabularyError(f"{path}: the folder has neither a tokenizer.json nor a vocab.txt")
-        if file.name == "vocab.txt" and (path / "tokenizer_config.json").is_file():
-            options = _read_json(path / "tokenizer_config.json")
-    if file.suffix == ".json":
+    if path.is_dir() and file.name != "tokenizer.json":
+        options = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+        if (path / "added_tokens.json").is_file() and _read_json(path / "added_tokens.json").keys() - {*SPECIAL}:
+            raise VocabularyError(f"{path}: has an added_tokens.json, whose tokens need a tokenizer.json")
+    if file.name == "vocab.json":
+        flags = {
+            key: value for key in ("add_prefix_space", "trim_offsets") if isinstance(value := options.get(key), bool)
+        }
+        tokenizer = byte_level_tokenizer(file, file.with_name("merges.txt"), **flags)
+    elif file.suffix == ".json":
         tokenizer = _tokenizer_from_json(file)
     else:
+        pieces = _read_vocab(file)
         tokenizer = bert_tokenizer(
-            _read_vocab(file),
-            lowercase=options.get("do_lower_case", lowercase),
+            pieces,
+            lowercase=options.get("do_lower_case", not _is_cased(pieces) if lowercase is None else lowercase),
             strip_accents=options.get("strip_accents"),
             split_chinese=options.get("tokenize_chinese_chars", True),
         )
@@ -119,6 +136,12 @@ def load_tokenizer(path: str | pathlib.Path, lowercase: bool = VocabularyConfig.
     except VocabularyError as error:
         raise VocabularyError(f"{file}: {error}") from None
     return tokenizer
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether it is GPT-2's kind, which sees a word in a text together with the space before it."""
+    state = json.loads(tokenizer.to_str())
+    return any(part["type"] == "ByteLevel" for part in _parts(state["pre_tokenizer"], "pretokenizers"))
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | pathlib.Path, max_length: int) -> None:
@@ -151,6 +174,19 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     state = json.loads(tokenizer.to_str())
     del state["truncation"], state["padding"]
     return hashlib.sha256(json.dumps(state, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
+    for name in ("tokenizer.json", "vocab.txt", "vocab.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise VocabularyError(f"{folder}: the folder has no tokenizer.json, vocab.txt or vocab.json")
+
+
+def _is_cased(pieces: Mapping[str, int]) -> bool:
+    """Whether the text that a vocab.txt was learnt from kept its capitals."""
+    capital = sum(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+    return capital > _CASED_SHARE * len(pieces)
 
 
 def _bert_options(tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import dataclasses
 import fnmatch
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,9 @@ from jaxbert.weights.names import (
     BASE,
     BUFFERS,
     DECODER,
+    DECODER_TABLE,
     MLM_BIAS,
+    OVER_VOCABULARY,
     TABLE,
     WORD_TABLE,
     Family,
@@ -92,7 +94,7 @@ class Assembled:
     fresh: tuple[str, ...]
     """Our paths ("mlm/dense/kernel") of what was not in the file, and is initialised anew."""
     unread: tuple[str, ...]
-    """The file's names of what was left unread."""
+    """The file's names of what was left unread, buffers among them."""
     carried: Mapping[str, np.ndarray]
     """Rows that the model has no use for, and an export writes again: our path -> rows on top of the table."""
 
@@ -100,12 +102,17 @@ class Assembled:
 def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> Assembled:
     """The parameters in a file. `tensors` has torch names, in any of their forms; `source` names the file in errors.
 
-    Raises WeightsError for names that are missing, unexpected or of another shape, and for a decoder that is not tied.
+    Raises WeightsError for names that are missing, unexpected or of another shape, and for a decoder that is not tied where
+    the configuration says that it is.
     """
     plan = _plan(tensors, layout, request, source)
     arrays = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
-    for alias, target in plan.copies:
-        _check_tied(alias, arrays[target], source)
+    differing = [
+        copy for copy, target in plan.copies if not np.array_equal(_read(copy, source), arrays[target], equal_nan=True)
+    ]
+    if differing and layout.config.tie_word_embeddings:
+        raise WeightsError(_untied(differing[0], source))
+    unread = (*plan.unread, *(copy.name for copy in differing))
     carried: dict[str, np.ndarray] = {}
     ours: dict[str, np.ndarray] = {}
     for parameter in plan.parameters:
@@ -118,14 +125,14 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
-    return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried)
+    return Assembled(to_tree(ours, layout.config), fresh, unread, carried)
 
 
 def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Arrays by path, layers one by one, as the modules have them: stacked where they are scanned, the vocabulary padded."""
     flat: dict[str, np.ndarray] = {}
     for path, array in arrays.items():
-        if path in (WORD_TABLE, MLM_BIAS):
+        if path in OVER_VOCABULARY:
             padding = config.padded_vocab_size - array.shape[0]
             array = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
         flat[path] = array
@@ -141,7 +148,7 @@ def from_tree(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.nd
     arrays: dict[str, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(dict(params), sep="/").items():
         array = np.asarray(leaf)
-        if path in (WORD_TABLE, MLM_BIAS):
+        if path in OVER_VOCABULARY:
             array = array[: config.vocab_size]
         if path.startswith("encoder/layers/"):
             for i, layer in enumerate(array):
@@ -151,24 +158,31 @@ def from_tree(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.nd
     return arrays
 
 
-def disassemble(
+def exported(
     params: Mapping[str, Any],
     layout: Layout,
     groups: Sequence[str],
     carried: Mapping[str, np.ndarray] | None = None,
-    base_alone: bool = False,
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """Parameters as float32 arrays by torch name, in torch's layout.
+) -> Iterator[tuple[Parameter, Float[np.ndarray, "..."]]]:
+    """The parameters of a model, each with its float32 array in torch's layout.
 
     Args:
       groups: which of them; the encoder is always one.
       carried: as in `Assembled`; without it the unused rows are 0.
-      base_alone: names as the encoder's own class has them.
 
-    Raises WeightsError for a parameter that is missing, of another shape, or not finite, and for a group without names.
+    Raises WeightsError for a parameter that is missing, unexpected, of another shape, or not finite, and for a group without
+    names.
     """
-    arrays, named = from_tree(params, layout.config), {}
-    for parameter in layout.parameters(("encoder", *groups)):
+    arrays = from_tree(params, layout.config)
+    wanted = layout.parameters(("encoder", *groups))
+    unexpected = sorted(
+        path for path in arrays.keys() - {p.path for p in wanted} if path.split("/", 1)[0] in ("encoder", *groups)
+    )
+    if unexpected:
+        raise WeightsError(
+            f"the configuration has no {unexpected[0]}: export with the configuration that the parameters were made with"
+        )
+    for parameter in wanted:
         if parameter.torch is None:
             raise WeightsError(
                 f"{layout.family} models have no {parameter.path} in other systems: choose another class"
@@ -191,8 +205,25 @@ def disassemble(
             if rows is None:
                 rows = np.zeros((parameter.unused_rows, *array.shape[1:]), np.float32)
             array = np.concatenate([rows, array])
-        name = without_base(parameter.torch, layout.family) if base_alone else parameter.torch
-        named[name] = np.ascontiguousarray(array)
+        yield parameter, np.ascontiguousarray(array)
+
+
+def disassemble(
+    params: Mapping[str, Any],
+    layout: Layout,
+    groups: Sequence[str],
+    carried: Mapping[str, np.ndarray] | None = None,
+    base_alone: bool = False,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """What `exported` gives, by torch name. `base_alone`: names as the encoder's own class has them."""
+    named: dict[str, np.ndarray] = {}
+    decoder_bias = f"{DECODER[BASE[layout.family]]}.bias"
+    for parameter, array in exported(params, layout, groups, carried):
+        assert parameter.torch is not None
+        named[without_base(parameter.torch, layout.family) if base_alone else parameter.torch] = array
+        if parameter.path == MLM_BIAS and not layout.config.tie_word_embeddings:
+            # transformers ties both or none, and computes with the decoder's.
+            named[decoder_bias] = array
     return named
 
 
@@ -203,7 +234,7 @@ class _Plan:
     fresh: list[Parameter]
     unread: list[str]
     copies: list[tuple[Tensor, str]]
-    """A second copy of a tied parameter, and our path of the first."""
+    """What should repeat a parameter, and our path of that."""
 
 
 def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> _Plan:
@@ -242,9 +273,11 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     ]
     _refuse(missing, unexpected, misshapen, source)
     unread = [tensor.name for name, tensor in found.items() if name not in known or known[name].path not in read]
+    unread += [tensor.name for name, tensor in tensors.items() if BUFFERS.fullmatch(name)]
     compared = [(tensor, target) for tensor, target in copies if target in read and "mlm" in wanted]
+    unread += [tensor.name for tensor, target in copies if (tensor, target) not in compared]
     for tensor, target in compared:
-        if tensor.shape != read[target][0].torch_shape:
+        if tensor.shape != read[target][0].torch_shape and layout.config.tie_word_embeddings:
             raise WeightsError(_untied(tensor, source))
     return _Plan(chosen, read, fresh, unread, compared)
 
@@ -267,18 +300,22 @@ def _canonical(
 def _decoder_copies(
     found: dict[str, Tensor], known: Mapping[str, Parameter], family: Family
 ) -> list[tuple[Tensor, str]]:
-    """Takes the decoder's copies of tied parameters out of `found`; a copy whose first is not there takes its place."""
-    decoder, copies = DECODER[BASE[family]], []
+    """Takes what repeats a parameter of the decoder out of `found`; where one of the two is not there, the other takes its place."""
+    copies = []
     firsts = {parameter.path: name for name, parameter in known.items()}
     for leaf, target in (("weight", WORD_TABLE), ("bias", MLM_BIAS)):
-        name, first = f"{decoder}.{leaf}", firsts.get(target)
-        if name == first or name not in found or first is None:
+        name, first = f"{DECODER[BASE[family]]}.{leaf}", firsts.get(target)
+        if name in known or name not in found or first is None:
             continue
         tensor = found.pop(name)
-        if first in found:
-            copies.append((tensor, target))
-        else:
+        if first not in found:
             found[first] = tensor
+        elif DECODER_TABLE in firsts:
+            # Untied, the decoder's own bias is the one that transformers computes with.
+            copies.append((found[first], target))
+            found[first] = tensor
+        else:
+            copies.append((tensor, target))
     return copies
 
 
@@ -314,15 +351,10 @@ def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
     return np.asarray(array, np.float32)
 
 
-def _check_tied(copy: Tensor, first: np.ndarray, source: str) -> None:
-    if not np.array_equal(_read(copy, source), first, equal_nan=True):
-        raise WeightsError(_untied(copy, source))
-
-
 def _untied(copy: Tensor, source: str) -> str:
     return (
-        f"{source}: the decoder {copy.name} is not tied to what it should repeat, which this model cannot express: "
-        "load the encoder alone with heads=()"
+        f"{source}: {copy.name} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
+        "beside it where they are two, or load the encoder alone with heads=()"
     )
 
 

@@ -77,8 +77,9 @@ _UNCHANGED: Mapping[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "auto_map": (None,),
 }
+_TIED = "tie_word_embeddings"
 # What other configurations of ours say, and a file would contradict.
-_OWN = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version", "tie_word_embeddings")
+_OWN = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version", _TIED)
 
 # The class without its family's name -> the groups that it holds beside the encoder; "": the encoder's own class.
 _CLASSES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
@@ -171,6 +172,9 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
             f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
             "take the config.json that belongs to the weights"
         )
+    fields[_TIED] = values.get(_TIED, True)
+    if not isinstance(fields[_TIED], bool):
+        raise WeightsError(f"{source}: {_TIED} {fields[_TIED]!r} is neither true nor false: correct it")
     if fields.get("embedding_size") == fields["hidden_size"]:
         fields["embedding_size"] = None
     unused = 0
@@ -206,11 +210,23 @@ def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, A
     values["max_position_embeddings"] += layout.unused_positions
     if layout.unused_positions:
         values["pad_token_id"] = layout.unused_positions - 1
-    own = {"architectures": [architecture], "model_type": family, "dtype": "float32", "tie_word_embeddings": True}
+    own = {"architectures": [architecture], "model_type": family, "dtype": "float32", _TIED: config.tie_word_embeddings}
     fixed = {field: getattr(config, field) for field in _FIXED.get(family, {})}
     if fixed != dict(_FIXED.get(family, {})):
         raise WeightsError(f"{family} has {_FIXED[family]} and the model {fixed}: export it as another family")
     return {**values, **own}
+
+
+def stored_groups(architecture: str, there: Collection[str]) -> tuple[str, ...]:
+    """The groups that an export for this class of `ARCHITECTURES` writes, of a model that has the groups `there`."""
+    groups = ARCHITECTURES[architecture][1]
+    # An encoder's own class makes a new pooler where a file has none; nothing else may be left out.
+    return tuple(group for group in groups if group in there or groups != ("pooler",))
+
+
+def is_base(architecture: str) -> bool:
+    """Whether it is the encoder's own class, whose names are without the encoder's in front."""
+    return architecture.endswith("Model")
 
 
 def fitting_architecture(

@@ -5,21 +5,27 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from jaxbert.text.vocabulary import save_tokenizer
-from jaxbert.weights.assemble import Layout
-from jaxbert.weights.configuration import ARCHITECTURES, fitting_architecture, write_configuration
+from jaxbert.weights.configuration import (
+    ARCHITECTURES,
+    fitting_architecture,
+    is_base,
+    stored_groups,
+    write_configuration,
+)
 from jaxbert.weights.embedder import Embedder, Pooling
 from jaxbert.weights.flax_v4 import write_msgpack
-from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, copy_tokenizer, inside, write_json, written_whole
+from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, inside, write_json, written_whole
 from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import Loaded, load
 from jaxbert.weights.model_card import model_card
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.tensorflow_checkpoint import google_configuration, write_checkpoint
-from jaxbert.weights.vocabulary_surgery import extend_vocabulary, read_words
+from jaxbert.weights.tokenizer import copy_tokenizer, open_tokenizer
+from jaxbert.weights.vocabulary_surgery import Extended, extend_vocabulary, read_words
 
 System = Literal["huggingface", "tensorflow", "flax"]
 CHECKPOINT, VOCAB = "bert_model.ckpt", "vocab.txt"
@@ -69,6 +75,39 @@ def convert(
 
     Raises WeightsError in one line.
     """
+    _check(to, architecture, pooling)
+    target = pathlib.Path(target).absolute()
+    loaded = load(source, **request)
+    chosen = _architecture(loaded, architecture, request.get("fresh", ()))
+    if pooling is not None:
+        embedder = dataclasses.replace(loaded.embedder or Embedder(pooling), pooling=pooling, normalize=normalize)
+        loaded = dataclasses.replace(loaded, embedder=embedder)
+    left_out = [group for group in loaded.groups if group not in ARCHITECTURES[chosen][1]]
+    if loaded.embedder is not None and to != "huggingface":
+        left_out.append("pooling of the embedder")
+    extended = None
+    with tempfile.TemporaryDirectory() as scratch:
+        if extend_vocab is not None:
+            extended = _extended(loaded, pathlib.Path(extend_vocab))
+            save_tokenizer(extended.tokenizer, scratch, extended.config.max_position_embeddings)
+            loaded = dataclasses.replace(
+                loaded, config=extended.config, params=extended.params, tokenizer=pathlib.Path(scratch)
+            )
+        write = {"huggingface": _to_huggingface, "tensorflow": _to_tensorflow, "flax": _to_flax}[to]
+        write(loaded, target, chosen, overwrite)
+    return Converted(
+        folder=target,
+        architecture=chosen,
+        fresh=loaded.fresh,
+        unread=loaded.unread,
+        left_out=tuple(left_out),
+        added=extended.added if extended else {},
+        known=extended.known if extended else (),
+    )
+
+
+def _check(to: System, architecture: str | None, pooling: Pooling | None) -> None:
+    """What can be said of the arguments before anything is read."""
     if to not in get_args(System):
         raise WeightsError(f"there is no system {to!r}: choose one of {', '.join(get_args(System))}")
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -79,43 +118,22 @@ def convert(
         raise WeightsError(
             f"pooling is for sentence-transformers, which reads huggingface folders: leave it out for {to}"
         )
-    target = pathlib.Path(target).absolute()
-    loaded = load(source, **request)
-    if architecture is not None and ARCHITECTURES[architecture][0] != loaded.family:
+
+
+def _architecture(loaded: Loaded, asked: str | None, fresh: Collection[str]) -> str:
+    if asked is None:
+        return fitting_architecture(loaded.family, loaded.groups, loaded.architecture, fresh)
+    if ARCHITECTURES[asked][0] != loaded.family:
         raise WeightsError(
-            f"{source}: is a {loaded.family} model, and {architecture} is none of {loaded.family}'s classes"
+            f"{loaded.source}: is a {loaded.family} model, and {asked} is none of {loaded.family}'s classes"
         )
-    chosen = architecture or fitting_architecture(
-        loaded.family, loaded.groups, loaded.architecture, request.get("fresh", ())
-    )
-    if pooling is not None:
-        embedder = dataclasses.replace(loaded.embedder or Embedder(pooling), pooling=pooling, normalize=normalize)
-        loaded = dataclasses.replace(loaded, embedder=embedder)
-    added: Mapping[str, tuple[str, ...]] = {}
-    known: tuple[str, ...] = ()
-    with tempfile.TemporaryDirectory() as scratch:
-        if extend_vocab is not None:
-            if loaded.tokenizer is None:
-                raise WeightsError(f"{source}: came without a tokenizer, so that no word can be added to it")
-            extended = extend_vocabulary(
-                loaded.config, loaded.params, loaded.tokenizer, read_words(pathlib.Path(extend_vocab))
-            )
-            added, known = extended.added, extended.known
-            if to == "tensorflow" and extended.beside_vocabulary:
-                raise WeightsError(
-                    f"{extended.beside_vocabulary[0]!r} is no single word to BERT's tokenizer, and vocab.txt has no other "
-                    "tokens: take it out of the words, or convert to huggingface"
-                )
-            save_tokenizer(extended.tokenizer, scratch, extended.config.max_position_embeddings)
-            loaded = dataclasses.replace(
-                loaded, config=extended.config, params=extended.params, tokenizer=pathlib.Path(scratch)
-            )
-        write = {"huggingface": _to_huggingface, "tensorflow": _to_tensorflow, "flax": _to_flax}[to]
-        write(loaded, target, chosen, overwrite)
-    left_out = tuple(group for group in loaded.groups if group not in ARCHITECTURES[chosen][1])
-    if loaded.embedder is not None and to != "huggingface":
-        left_out = (*left_out, "pooling of the embedder")
-    return Converted(target, chosen, loaded.fresh, loaded.unread, left_out, added, known)
+    return asked
+
+
+def _extended(loaded: Loaded, words: pathlib.Path) -> Extended:
+    if loaded.tokenizer is None:
+        raise WeightsError(f"{loaded.source}: came without a tokenizer, so that no word can be added to it")
+    return extend_vocabulary(loaded.config, loaded.params, loaded.tokenizer, read_words(words))
 
 
 def _to_huggingface(loaded: Loaded, target: pathlib.Path, architecture: str, overwrite: bool) -> None:
@@ -133,34 +151,39 @@ def _to_huggingface(loaded: Loaded, target: pathlib.Path, architecture: str, ove
 def _to_tensorflow(loaded: Loaded, target: pathlib.Path, architecture: str, overwrite: bool) -> None:
     if loaded.family != "bert":
         raise WeightsError(f"google-research/bert has no {loaded.family} models: convert to huggingface or flax")
+    groups = stored_groups(architecture, loaded.groups)
+    if "mlm" in groups and not loaded.config.tie_word_embeddings:
+        raise WeightsError(
+            f"{loaded.source}: its decoder is a table of its own, which google-research/bert has not: convert to huggingface or "
+            "flax, or to the encoder alone with architecture BertModel"
+        )
     if loaded.tokenizer is None or not (loaded.tokenizer / VOCAB).is_file():
         raise WeightsError(
             f"{loaded.source}: has no {VOCAB} beside it, which is all the tokenizer that Google's code knows"
         )
-    layout = _layout(loaded)
+    _check_said_by_vocabulary(loaded.tokenizer)
     with written_whole(target, overwrite) as folder:
-        write_json(folder / GOOGLE_CONFIG, google_configuration(layout))
-        write_checkpoint(folder / CHECKPOINT, loaded.params, layout, _groups(loaded, architecture))
+        write_json(folder / GOOGLE_CONFIG, google_configuration(loaded.layout))
+        write_checkpoint(folder / CHECKPOINT, loaded.params, loaded.layout, groups)
         shutil.copyfile(inside(loaded.tokenizer / VOCAB, loaded.tokenizer), folder / VOCAB)
 
 
+def _check_said_by_vocabulary(tokenizer: pathlib.Path) -> None:
+    """Google's code reads a vocab.txt and nothing else: tokens that are found before a text is split into words are lost on it."""
+    added = open_tokenizer(tokenizer).get_added_tokens_decoder().values()
+    beside = [token.content for token in added if not token.special]
+    if beside:
+        raise WeightsError(
+            f"{beside[0]!r} is no single word to BERT's tokenizer, and vocab.txt has no other tokens: "
+            "take it out of the words, or convert to huggingface"
+        )
+
+
 def _to_flax(loaded: Loaded, target: pathlib.Path, architecture: str, overwrite: bool) -> None:
-    layout = _layout(loaded)
-    values = write_configuration(layout, architecture, loaded.extra)
-    base_alone = architecture.endswith("Model")
+    values = write_configuration(loaded.layout, architecture, loaded.extra)
+    groups = stored_groups(architecture, loaded.groups)
     with written_whole(target, overwrite) as folder:
         write_json(folder / CONFIG, values)
-        groups = _groups(loaded, architecture)
-        write_msgpack(folder / FLAX, loaded.params, layout, groups, carried=loaded.carried, base_alone=base_alone)
+        write_msgpack(folder / FLAX, loaded.params, loaded.layout, groups, loaded.carried, is_base(architecture))
         if loaded.tokenizer is not None:
             copy_tokenizer(loaded.tokenizer, folder, loaded.config.max_position_embeddings)
-
-
-def _layout(loaded: Loaded) -> Layout:
-    return Layout(loaded.config, loaded.family, loaded.labels, loaded.unused_positions)
-
-
-def _groups(loaded: Loaded, architecture: str) -> Sequence[str]:
-    """The groups of the class; the pooler of an encoder's own class may be missing."""
-    groups = ARCHITECTURES[architecture][1]
-    return [group for group in groups if group in loaded.groups or groups != ("pooler",)]

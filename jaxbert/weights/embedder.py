@@ -36,31 +36,59 @@ class Embedder:
         return found if isinstance(found, str) else ""
 
 
+def transformer_folder(path: pathlib.Path) -> pathlib.Path:
+    """Where the weights are, and the tokenizer: the folder that modules.json names first ("0_Transformer"), else `path` itself.
+
+    Raises WeightsError for a modules.json that is damaged.
+    """
+    if not (path / MODULES).exists():
+        return path
+    modules = _modules(path)
+    # Since version 2 of sentence-transformers they are beside modules.json.
+    return _named_folder(path, modules[0].get("path")) if modules and modules[0].get("path") else path
+
+
 def read_embedder(folder: pathlib.Path) -> Embedder | None:
     """The embedder that a folder's modules.json describes. None where there is none.
 
     Raises WeightsError for modules that jaxbert does not compute, since its vectors would be others.
     """
-    path = folder / MODULES
-    if not path.exists():
+    if not (folder / MODULES).exists():
         return None
-    modules = read_json(inside(path, folder), list)
-    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in modules):
-        raise WeightsError(f"{path}: is no list of modules: get the file again")
+    modules = _modules(folder)
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise WeightsError(
-            f"{path}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, Normalize: "
-            f"remove {MODULES} to take the encoder alone"
+            f"{folder / MODULES}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, "
+            f"Normalize: remove {MODULES} to take the encoder alone"
         )
     max_length, lowercase = None, False
-    if (folder / LENGTH).exists():
-        values = read_json(inside(folder / LENGTH, folder))
+    length = transformer_folder(folder) / LENGTH
+    if length.exists():
+        values = read_json(inside(length, folder))
         max_length, lowercase = values.get("max_seq_length"), values.get("do_lower_case") is True
         if max_length is not None and (type(max_length) is not int or max_length < 1):
-            raise WeightsError(f"{folder / LENGTH}: max_seq_length {max_length!r} is no length: get the file again")
+            raise WeightsError(f"{length}: max_seq_length {max_length!r} is no length: get the file again")
     settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
-    return Embedder(_pooling(folder, modules[1].get("path")), len(kinds) == 3, max_length, lowercase, settings)
+    pooling = _pooling(_named_folder(folder, modules[1].get("path")) / CONFIG, folder)
+    return Embedder(pooling, len(kinds) == 3, max_length, lowercase, settings)
+
+
+def _modules(folder: pathlib.Path) -> list[dict[str, Any]]:
+    path = folder / MODULES
+    modules = read_json(inside(path, folder), list)
+    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in modules):
+        raise WeightsError(f"{path}: is no list of modules: get the file again")
+    return modules
+
+
+def _named_folder(folder: pathlib.Path, name: object) -> pathlib.Path:
+    # The name stands in a file that came from elsewhere.
+    if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
+        raise WeightsError(f"{folder / MODULES}: {name!r} is no name of a folder in it: get the file again")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise WeightsError(f"{folder / name}: is a link out of its folder: replace it by the folder itself")
+    return folder / name
 
 
 def write_embedder(folder: pathlib.Path, width: int, embedder: Embedder, max_length: int) -> None:
@@ -94,11 +122,7 @@ def write_embedder(folder: pathlib.Path, width: int, embedder: Embedder, max_len
 _OLD_KEYS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 
 
-def _pooling(folder: pathlib.Path, place: object) -> Pooling:
-    # The path stands in a file that came from elsewhere: it must be a name in the folder.
-    if not isinstance(place, str) or place in ("", ".", "..") or any(mark in place for mark in ("/", "\\", "\0")):
-        raise WeightsError(f"{folder / MODULES}: {place!r} is no name of a folder in it: get the file again")
-    path = folder / place / CONFIG
+def _pooling(path: pathlib.Path, folder: pathlib.Path) -> Pooling:
     values = read_json(inside(path, folder))
     if values.get("include_prompt", True) is not True:
         raise WeightsError(

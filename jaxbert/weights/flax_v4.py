@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, exported
 from jaxbert.weights.folder import inside
-from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name, without_base
+from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
 
 # Levels of a tree; the Flax classes have nine.
 _DEEPEST = 32
@@ -48,16 +48,20 @@ def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
 
 
 def write_msgpack(
-    path: pathlib.Path, params: Mapping[str, Any], layout: Layout, groups: Sequence[str], **options: Any
+    path: pathlib.Path,
+    params: Mapping[str, Any],
+    layout: Layout,
+    groups: Sequence[str],
+    carried: Mapping[str, np.ndarray] | None = None,
+    base_alone: bool = False,
 ) -> None:
-    """Writes the tree that the Flax class of transformers 4 with these groups has. Raises and takes what `disassemble` does."""
-    base_alone = options.get("base_alone", False)
-    arrays = disassemble(params, layout, groups, **options)
+    """Writes the tree that the Flax class of transformers 4 with these groups has.
+
+    `base_alone`: the tree of the encoder's own class. The other arguments, and what it raises, are as in `exported`.
+    """
     flat = {}
-    for parameter in layout.parameters(("encoder", *groups)):
+    for parameter, array in exported(params, layout, groups, carried):
         name, transposed = flax_name(parameter)
-        assert parameter.torch is not None
-        array = arrays[without_base(parameter.torch, layout.family) if base_alone else parameter.torch]
         flat[name.removeprefix(f"{BASE[layout.family]}/") if base_alone else name] = array.T if transposed else array
     path.write_bytes(serialization.msgpack_serialize(traverse_util.unflatten_dict(flat, sep="/")))
 

@@ -1,4 +1,4 @@
-"""What a folder of weights holds: which files, whether they lie inside it, and which of them is the tokenizer's."""
+"""What a folder of weights holds: which files, whether they lie inside it; and how one is written, whole or not at all."""
 
 import contextlib
 import dataclasses
@@ -12,28 +12,12 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
-from jaxbert.text.vocabulary import load_tokenizer, save_tokenizer
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.names import WeightsError
 
 CONFIG, WEIGHTS, INDEX, FLAX = "config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
 GOOGLE_CONFIG = "bert_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-)
-# Any of these makes a tokenizer.
-_ENOUGH = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.bin")
-# Share of pieces with capital letters from which a vocab.txt is taken for a cased one: bert-base-cased has over 30 %.
-_CASED_SHARE = 0.01
-
 # What exports consist of, ours and those of transformers and sentence-transformers.
 _EXPORTED = re.compile(
     r"(config|generation_config|bert_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
@@ -83,7 +67,8 @@ def find(path: pathlib.Path) -> Found:
 def inside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """`path`, where it is a file that lies in the folder. Raises WeightsError for links out of it and for what is no file."""
     # A snapshot in the hub's cache is a folder of links to ../../blobs.
-    root = folder.parents[1] if folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir() else folder
+    cached = (one.parents[1] for one in (folder, folder.parent) if one.parent.name == "snapshots")
+    root = next((model for model in cached if (model / "blobs").is_dir()), folder)
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError):
@@ -93,39 +78,6 @@ def inside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     if not real.is_file():
         raise WeightsError(f"{path}: is no file: get the folder again")
     return path
-
-
-def tokenizer_folder(folder: pathlib.Path, vocab_size: int) -> pathlib.Path | None:
-    """The folder itself, where it holds a tokenizer.
-
-    Raises WeightsError for a tokenizer with more tokens than the model has embeddings, and for a damaged one.
-    """
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
-    for file in files:
-        inside(file, folder)
-    names = {file.name for file in files}
-    if not names & {*_ENOUGH}:
-        return None
-    source, tokens = _count(folder, names)
-    if tokens > vocab_size:
-        raise WeightsError(
-            f"{folder / source}: has {tokens} tokens and the model {vocab_size} embeddings: "
-            "take the tokenizer that belongs to the weights"
-        )
-    return folder
-
-
-def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) -> None:
-    """Copies a tokenizer's files; one that is a vocab.txt alone becomes a folder that `transformers.AutoTokenizer` loads."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not {*names} & {*_ENOUGH}:
-        raise WeightsError(f"{source}: holds no tokenizer ({', '.join(_ENOUGH)}): name the folder that does")
-    if names == ["vocab.txt"]:
-        tokenizer = load_tokenizer(source / "vocab.txt", lowercase=not is_cased(source / "vocab.txt"))
-        save_tokenizer(tokenizer, target, max_length)
-        return
-    for name in names:
-        shutil.copyfile(inside(source / name, source), target / name)
 
 
 @contextlib.contextmanager
@@ -215,41 +167,6 @@ def _pickle(path: pathlib.Path) -> str:
         f"{path}: is a torch pickle, which can run code when it is read: convert it where you trust it, with torch and "
         f"transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(TARGET), the class being that of its config.json"
     )
-
-
-def _count(folder: pathlib.Path, names: set[str]) -> tuple[str, int]:
-    """The file that says it, and the largest id and one."""
-    if "tokenizer.json" in names:
-        state = read_json(folder / "tokenizer.json")
-        try:
-            vocab, added = state["model"]["vocab"], state.get("added_tokens") or []
-            ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-            ids += [token["id"] for token in added]
-            return "tokenizer.json", max(ids, default=-1) + 1
-        except (KeyError, TypeError) as error:
-            raise WeightsError(
-                f"{folder / 'tokenizer.json'}: is no tokenizer ({error!r}): get the file again"
-            ) from None
-    if "vocab.txt" in names:
-        return "vocab.txt", len(_lines(folder / "vocab.txt"))
-    if "vocab.json" in names:
-        return "vocab.json", max(
-            (n for n in read_json(folder / "vocab.json").values() if isinstance(n, int)), default=-1
-        ) + 1
-    return "sentencepiece.bpe.model", 0
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf8").rstrip("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
-
-
-def is_cased(vocabulary: pathlib.Path) -> bool:
-    pieces = _lines(vocabulary)
-    capital = sum(piece != piece.lower() for piece in pieces if not piece.startswith("["))
-    return capital > _CASED_SHARE * len(pieces)
 
 
 def write_json(path: pathlib.Path, values: object) -> None:

@@ -2,11 +2,15 @@
 
 import pathlib
 
-from jaxbert.weights.folder import CONFIG, FLAX, INDEX, TOKENIZER_FILES, WEIGHTS
+from jaxbert.weights.embedder import LENGTH, MODULES, SETTINGS, transformer_folder
+from jaxbert.weights.folder import CONFIG, FLAX, INDEX, WEIGHTS
 from jaxbert.weights.names import WeightsError
+from jaxbert.weights.tokenizer import TOKENIZER_FILES
 
 # The weights of one kind: a repository often holds the same ones several times.
-_FIRST = (CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", *TOKENIZER_FILES)
+_MODEL = (CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", LENGTH, *TOKENIZER_FILES)
+# Those of old sentence-transformers are in a folder of their own.
+_FIRST = (*_MODEL, MODULES, SETTINGS, f"?_Pooling/{CONFIG}", *(f"0_Transformer/{name}" for name in _MODEL))
 
 
 def download(name: str) -> pathlib.Path:
@@ -18,7 +22,7 @@ def download(name: str) -> pathlib.Path:
 
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FIRST)))
-        if not list(folder.glob("*.safetensors")):
+        if not list(folder.rglob("*.safetensors")):
             huggingface_hub.snapshot_download(name, allow_patterns=[FLAX])
     # What the hub's client raises depends on how it is built: HTTP errors, OSError, ValueError.
     except Exception as error:
@@ -27,6 +31,6 @@ def download(name: str) -> pathlib.Path:
             f"{name}: is no file or folder here, and could not be fetched from the hub ({text}): "
             "name a folder, or try again with a network"
         ) from None
-    if not (folder / CONFIG).is_file():
+    if not (transformer_folder(folder) / CONFIG).is_file():
         raise WeightsError(f"{name}: has no {CONFIG} on the hub: name a model that jaxbert can load")
     return folder

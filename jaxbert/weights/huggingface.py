@@ -12,8 +12,10 @@ from jaxbert.weights.assemble import Assembled, Layout, Request, Tensor, assembl
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     HfConfiguration,
+    is_base,
     read_configuration,
     read_json,
+    stored_groups,
     write_configuration,
 )
 from jaxbert.weights.embedder import Embedder, write_embedder
@@ -21,7 +23,6 @@ from jaxbert.weights.folder import (
     CONFIG,
     INDEX,
     WEIGHTS,
-    copy_tokenizer,
     inside,
     shard_names,
     write_json,
@@ -29,6 +30,7 @@ from jaxbert.weights.folder import (
 )
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.safetensors_file import open_file, write_file
+from jaxbert.weights.tokenizer import copy_tokenizer
 
 
 def read_folder_configuration(folder: pathlib.Path, scan_layers: bool = False) -> HfConfiguration:
@@ -95,10 +97,10 @@ def save(
     target = pathlib.Path(folder).absolute()
     if architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
-    family, groups = ARCHITECTURES[architecture]
-    layout = Layout(config, family, labels, unused_positions)
+    layout = Layout(config, ARCHITECTURES[architecture][0], labels, unused_positions)
     values = write_configuration(layout, architecture, extra)
-    arrays = disassemble(params, layout, _stored(groups, params), carried, base_alone=architecture.endswith("Model"))
+    groups = stored_groups(architecture, params.keys())
+    arrays = disassemble(params, layout, groups, carried, base_alone=is_base(architecture))
     length = config.max_position_embeddings
     with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
@@ -112,8 +114,3 @@ def save(
         if embedder is not None:
             write_embedder(partial, config.hidden_size, embedder, length)
     return target
-
-
-def _stored(groups: tuple[str, ...], params: Mapping[str, Any]) -> tuple[str, ...]:
-    # An encoder's own class makes a new pooler where a file has none; nothing else may be left out.
-    return tuple(group for group in groups if group in params or groups != ("pooler",))

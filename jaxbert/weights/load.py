@@ -11,15 +11,16 @@ import numpy as np
 
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
-from jaxbert.weights.assemble import Assembled, Params, Request
+from jaxbert.weights.assemble import Assembled, Layout, Params, Request
 from jaxbert.weights.configuration import HfConfiguration
-from jaxbert.weights.embedder import Embedder, read_embedder
+from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
 from jaxbert.weights.flax_v4 import read_msgpack
-from jaxbert.weights.folder import Found, find, tokenizer_folder
+from jaxbert.weights.folder import Found, find
 from jaxbert.weights.huggingface import read_folder_configuration, read_weights
 from jaxbert.weights.names import Family, WeightsError
 from jaxbert.weights.run_folder import read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
+from jaxbert.weights.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
     from jaxbert.predict.predictor import Predictor, Task
@@ -40,20 +41,20 @@ class Loaded:
     family: Family
     architecture: str | None
     """transformers' class that the file names, where jaxbert.weights knows it."""
-    fresh: tuple[str, ...]
-    """Paths of the parameters that were not in the file, and are initialised anew."""
-    unread: tuple[str, ...]
-    """Names of what the file holds and nobody asked for."""
-    extra: Mapping[str, Any]
-    """Keys of config.json that the model has no use for."""
-    carried: Mapping[str, np.ndarray]
-    """Rows of tables that the model has no use for."""
-    labels: int
-    """Classes of a sequence or token classifier."""
-    unused_positions: int
-    """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
     source: pathlib.Path
     """The weights' file, or the folder of a run."""
+    fresh: tuple[str, ...] = ()
+    """Paths of the parameters that were not in the file, and are initialised anew."""
+    unread: tuple[str, ...] = ()
+    """Names of what the file holds and nobody asked for."""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of config.json that the model has no use for."""
+    carried: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Rows of tables that the model has no use for."""
+    labels: int = 2
+    """Classes of a sequence or token classifier."""
+    unused_positions: int = 0
+    """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
     embedder: Embedder | None = None
     """How token vectors become a text's, where the folder is a sentence embedder."""
     step: int | None = None
@@ -63,6 +64,11 @@ class Loaded:
     def groups(self) -> tuple[str, ...]:
         """The heads that came with the encoder."""
         return tuple(name for name in self.params if name != "encoder")
+
+    @property
+    def layout(self) -> Layout:
+        """Its sizes, for what writes parameters."""
+        return Layout(self.config, self.family, self.labels, self.unused_positions)
 
     def predictor(self, task: "Task | None" = None, **options: Any) -> "Predictor":
         """A `jaxbert.Predictor` of this model; `task` and options are as they stand there."""
@@ -112,26 +118,27 @@ def load(
     request = Request(
         None if heads is None else tuple(heads), tuple(fresh), tuple(allow_missing), tuple(allow_unexpected), seed
     )
-    found = find(_local(path_or_name))
+    place = _local(path_or_name)
+    found = find(transformer_folder(place))
     if found.kind == "run":
         return _load_run(found.folder, request, scan_layers)
     readers = {"huggingface": _huggingface, "flax": _flax, "tensorflow": _tensorflow}
     described, assembled = readers[found.kind](found, request, bool(scan_layers))
     layout = described.layout
     return Loaded(
-        layout.config,
-        assembled.params,
-        tokenizer_folder(found.folder, layout.config.vocab_size or 0),
-        layout.family,
-        described.architecture,
-        assembled.fresh,
-        assembled.unread,
-        described.extra,
-        assembled.carried,
-        layout.labels,
-        layout.unused_positions,
-        found.path,
-        read_embedder(found.folder),
+        config=layout.config,
+        params=assembled.params,
+        tokenizer=find_tokenizer(found.folder, layout.config.vocab_size or 0),
+        family=layout.family,
+        architecture=described.architecture,
+        fresh=assembled.fresh,
+        unread=assembled.unread,
+        extra=described.extra,
+        carried=assembled.carried,
+        labels=layout.labels,
+        unused_positions=layout.unused_positions,
+        source=found.path,
+        embedder=read_embedder(place if place.is_dir() else found.folder),
     )
 
 
@@ -174,19 +181,14 @@ def _load_run(folder: pathlib.Path, request: Request, scan_layers: bool | None) 
     model = dataclasses.replace(model, scan_layers=scanned)
     tokenizer = run_tokenizer(folder, config)
     if tokenizer is not None:
-        tokenizer = tokenizer_folder(tokenizer, model.vocab_size or 0)
+        tokenizer = find_tokenizer(tokenizer, model.vocab_size or 0)
     return Loaded(
-        model,
-        assembled.params,
-        tokenizer,
-        "bert",
-        "BertForPreTraining",
-        assembled.fresh,
-        (),
-        {},
-        {},
-        2,
-        0,
-        folder,
+        config=model,
+        params=assembled.params,
+        tokenizer=tokenizer,
+        family="bert",
+        architecture="BertForPreTraining",
+        fresh=assembled.fresh,
+        source=folder,
         step=step,
     )

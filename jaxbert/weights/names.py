@@ -75,6 +75,14 @@ _ATTENTION, _FEED_FORWARD = "encoder/layers_{}/attention", "encoder/layers_{}/fe
 _BERT, _DISTIL = "encoder.layer.{}", "transformer.layer.{}"
 _ALL = ("bert", "roberta", "distilbert", "electra")
 
+DECODER: Mapping[str, str] = {
+    "bert": "cls.predictions.decoder",
+    "roberta": "lm_head.decoder",
+    "distilbert": "vocab_projector",
+    "electra": "generator_lm_head",
+}
+"""The decoder in torch, of kernel and bias. Of a tied one, they repeat the word table and the bias of the MLM head."""
+
 # fmt: off
 TABLE: tuple[Row, ...] = (
     _base("encoder/embeddings/word", "table", _VOCAB, _WIDTH, "embeddings.word_embeddings", "embeddings.word_embeddings"),
@@ -97,6 +105,8 @@ TABLE: tuple[Row, ...] = (
           distilbert="vocab_layer_norm", electra="generator_predictions.LayerNorm"),
     _head("mlm", "bias", (), _VOCAB, bert="cls.predictions", roberta="lm_head", distilbert="vocab_projector",
           electra="generator_lm_head"),
+    # Where it is not the word table (ModelConfig.tie_word_embeddings).
+    _head("mlm/decoder", "table", _VOCAB, _WIDTH, **DECODER),
     _head("nsp/dense", "dense", _HIDDEN, ("two",), bert="cls.seq_relationship"),
     # BERT classifies its pooler's output; the others have a layer of their own in front.
     _head("sequence/hidden", "dense", _HIDDEN, _HIDDEN, roberta="classifier.dense", distilbert="pre_classifier",
@@ -114,14 +124,9 @@ TABLE: tuple[Row, ...] = (
 WORD_TABLE = "encoder/embeddings/word/embedding"
 POSITION_TABLE = "encoder/embeddings/position/embedding"
 MLM_BIAS = "mlm/bias"
-
-# A tied decoder may be stored a second time under these names.
-DECODER: Mapping[str, str] = {
-    "bert": "cls.predictions.decoder",
-    "roberta": "lm_head.decoder",
-    "distilbert": "vocab_projector",
-    "electra": "generator_lm_head",
-}
+DECODER_TABLE = "mlm/decoder/embedding"
+OVER_VOCABULARY = (WORD_TABLE, DECODER_TABLE, MLM_BIAS)
+"""Parameters with a row for each token."""
 
 # Buffers that old versions stored: no weights.
 BUFFERS = re.compile(r"(.*\.)?embeddings\.(position_ids|token_type_ids)")
@@ -199,6 +204,7 @@ def parameters(
         "encoder/embeddings/token_type": not config.type_vocab_size,
         "encoder/embeddings/projection": config.embedding_width == config.hidden_size,
         "sequence/hidden": family == "bert",
+        "mlm/decoder": config.tie_word_embeddings,
     }
     wanted = set(groups)
     for row in TABLE:
@@ -271,5 +277,6 @@ def flax_name(parameter: Parameter) -> tuple[str, bool]:
     """Path in the tree of a Flax class of transformers 4, and whether the array there is torch's transposed."""
     assert parameter.torch is not None
     module, _ = parameter.torch.rsplit(".", 1)
-    leaf = parameter.path.rsplit("/", 1)[1]
+    # A decoder is a dense layer there.
+    leaf = "kernel" if parameter.path == DECODER_TABLE else parameter.path.rsplit("/", 1)[1]
     return f"{module.replace('.', '/')}/{leaf}", leaf == "kernel"

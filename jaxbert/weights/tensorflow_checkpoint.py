@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, exported
 from jaxbert.weights.configuration import HfConfiguration, read_configuration, read_json, write_configuration
 from jaxbert.weights.folder import CONFIG, GOOGLE_CONFIG, inside
 from jaxbert.weights.names import WeightsError, tensorflow_name
@@ -77,15 +77,12 @@ def read_checkpoint(prefix: pathlib.Path, layout: Layout, request: Request) -> A
 
 
 def write_checkpoint(prefix: pathlib.Path, params: Mapping[str, Any], layout: Layout, groups: Sequence[str]) -> None:
-    """Writes PREFIX.index and PREFIX.data-* with the names of google-research/bert. Raises what `disassemble` does."""
+    """Writes PREFIX.index and PREFIX.data-* with the names of google-research/bert. Raises what `exported` does."""
     import tensorflow as tf
 
-    arrays = disassemble(params, layout, groups)
     named = {}
-    for parameter in layout.parameters(("encoder", *groups)):
+    for parameter, array in exported(params, layout, groups):
         name, transposed = tensorflow_name(parameter)
-        assert parameter.torch is not None
-        array = arrays[parameter.torch]
         named[name] = np.ascontiguousarray(array.T if transposed else array)
     tf.raw_ops.SaveV2(
         prefix=str(prefix), tensor_names=list(named), shape_and_slices=[""] * len(named), tensors=list(named.values())

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, models, normalizers
+from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers
 
 from jaxbert.config import ModelConfig
-from jaxbert.text.vocabulary import Vocabulary, VocabularyError, load_tokenizer
+from jaxbert.text.vocabulary import Vocabulary, is_byte_level
 from jaxbert.weights.assemble import Params, from_tree, to_tree
-from jaxbert.weights.folder import is_cased
-from jaxbert.weights.names import MLM_BIAS, WORD_TABLE, WeightsError
+from jaxbert.weights.names import OVER_VOCABULARY, WeightsError
+from jaxbert.weights.tokenizer import open_tokenizer
 
 _FIRST_CJK = "\u2e80"
 
@@ -29,8 +29,6 @@ class Extended:
     """New token -> the pieces whose embeddings its own is the mean of; none: of the whole table."""
     known: tuple[str, ...]
     """Words that are one token already."""
-    beside_vocabulary: tuple[str, ...]
-    """New tokens that are found in the text before it is split into words; a vocab.txt alone cannot say them."""
 
 
 def read_words(path: pathlib.Path) -> list[str]:
@@ -57,18 +55,36 @@ def extend_vocabulary(
 
     Raises WeightsError where the tokenizer and the table are of different sizes, because ids would lie on each other's rows.
     """
-    vocab_txt = folder / "vocab.txt"
-    try:
-        tokenizer = load_tokenizer(folder, lowercase=not (vocab_txt.is_file() and is_cased(vocab_txt)))
-    except VocabularyError as error:
-        raise WeightsError(
-            f"{error}: write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        ) from None
-    # Within a text, byte-level tokenizers see a word with the space before it.
-    space = " " if '"ByteLevel"' in tokenizer.to_str() else ""
+    tokenizer = open_tokenizer(folder)
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.size > (config.vocab_size or 0):
         raise WeightsError(f"{folder}: has {vocabulary.size} tokens and the model {config.vocab_size} embeddings")
+    pieces, known = _pieces(tokenizer, vocabulary, words)
+    extended = _with_tokens(tokenizer, list(pieces), vocabulary.size)
+    ids = {word: extended.encode(word, add_special_tokens=False).ids for word in pieces}
+    split = [word for word in pieces if len(ids[word]) != 1 or ids[word][0] < vocabulary.size]
+    if split:
+        raise WeightsError(f"{split[0]!r} cannot be made one token of this tokenizer: take it out of the words")
+    # A table may have rows that no token used so far: they are taken first.
+    size = max(config.vocab_size or 0, Vocabulary.of(extended).size)
+    arrays = from_tree(params, config)
+    for path in arrays.keys() & {*OVER_VOCABULARY}:
+        old = arrays[path]
+        arrays[path] = np.zeros((size, *old.shape[1:]), np.float32)
+        arrays[path][: len(old)] = old
+        for word, encoding in pieces.items():
+            arrays[path][ids[word][0]] = _mean(old[: vocabulary.size], encoding.ids, vocabulary.unk_id)
+    new = dataclasses.replace(config, vocab_size=size)
+    unknown = tokenizer.id_to_token(vocabulary.unk_id)
+    added = {word: tuple(piece for piece in encoding.tokens if piece != unknown) for word, encoding in pieces.items()}
+    return Extended(new, to_tree(arrays, new), extended, added, known)
+
+
+def _pieces(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, words: Sequence[str]
+) -> tuple[dict[str, Encoding], tuple[str, ...]]:
+    """What each word is written in, and the words that are one token already."""
+    space = " " if is_byte_level(tokenizer) else ""
     pieces, known = {}, []
     for word in words:
         encoding = tokenizer.encode(space + word if _has_spaces_around(word) else word, add_special_tokens=False)
@@ -79,34 +95,7 @@ def extend_vocabulary(
             raise WeightsError(f"{word!r} is nothing to this tokenizer: take it out of the words")
         else:
             pieces[word] = encoding
-    extended = _with_tokens(tokenizer, list(pieces), vocabulary.size)
-    ids = {word: extended.encode(word, add_special_tokens=False).ids for word in pieces}
-    split = [word for word in pieces if len(ids[word]) != 1 or ids[word][0] < vocabulary.size]
-    if split:
-        raise WeightsError(f"{split[0]!r} cannot be made one token of this tokenizer: take it out of the words")
-    # A table may have rows that no token used so far: they are taken first.
-    size = max(config.vocab_size or 0, Vocabulary.of(extended).size)
-    arrays = from_tree(params, config)
-    for path in (WORD_TABLE, MLM_BIAS):
-        if path in arrays:
-            old = arrays[path]
-            table = np.zeros((size, *old.shape[1:]), np.float32)
-            table[: len(old)] = old
-            for word, encoding in pieces.items():
-                table[ids[word][0]] = _mean(old[: vocabulary.size], encoding.ids, vocabulary.unk_id)
-            arrays[path] = table
-    new = dataclasses.replace(config, vocab_size=size)
-    unknown = tokenizer.id_to_token(vocabulary.unk_id)
-    added = {word: tuple(piece for piece in encoding.tokens if piece != unknown) for word, encoding in pieces.items()}
-    beside = extended.get_added_tokens_decoder()
-    return Extended(
-        new,
-        to_tree(arrays, new),
-        extended,
-        added,
-        tuple(known),
-        tuple(word for word in pieces if ids[word][0] in beside),
-    )
+    return pieces, tuple(known)
 
 
 def _mean(table: np.ndarray, ids: Sequence[int], unknown: int) -> np.ndarray:
@@ -124,7 +113,7 @@ def _with_tokens(tokenizer: Tokenizer, words: Sequence[str], size: int) -> Token
         state["model"]["vocab"] |= {piece: size + i for i, piece in enumerate(new)}
         others = [word for word in words if not whole[word]]
     extended = Tokenizer.from_str(json.dumps(state))
-    takes_space = '"ByteLevel"' in tokenizer.to_str()
+    takes_space = is_byte_level(tokenizer)
     extended.add_tokens([_added(word, takes_space) for word in others])
     return extended
 

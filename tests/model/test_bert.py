@@ -239,6 +239,18 @@ def test_padding_of_the_vocabulary_is_never_predicted_and_never_trained():
     assert table[:100].any(axis=1).all()
 
 
+def test_a_decoder_of_its_own_leaves_the_word_table_to_the_input():
+    config = dataclasses.replace(DRY, tie_word_embeddings=False)
+    _, gradients = results(config)
+    shared = traverse_util.flatten_dict(parameters(), sep="/")
+    assert traverse_util.flatten_dict(gradients, sep="/").keys() - shared.keys() == {"mlm/decoder/embedding"}
+    word, decoder = gradients["encoder"]["embeddings"]["word"]["embedding"], gradients["mlm"]["decoder"]["embedding"]
+    assert word.shape == decoder.shape
+    read = np.unique(make_batch()["input_ids"][make_batch()["sequence_ids"] == 1])
+    assert np.flatnonzero(word.any(axis=1)).tolist() == read.tolist()
+    assert np.flatnonzero(decoder.any(axis=1)).tolist() == list(range(100))
+
+
 def test_mlm_head_sees_the_masked_positions_alone():
     """No array of the program holds anything over the vocabulary for every position of a row."""
     batch, positions = make_batch(), np.array([[3, 11], [1, 0], [2, 3]])

@@ -201,6 +201,22 @@ def test_a_pair_loses_the_end_of_its_longer_text(bert: pathlib.Path):
             assert predictor.next_sentence(first, second) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_window_of_a_pair_is_around_where_its_texts_meet(bert: pathlib.Path):
+    predictor = load(bert).predictor("next-sentence", max_length=24, long_texts="window")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    model = transformers.BertForNextSentencePrediction.from_pretrained(bert).eval()
+    first, second = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (LONG, " ".join(SENTENCES)))
+    begin, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert len(second) > len(first) > 24
+    ids = [begin, *first[-10:], end, *second[:11], end]
+    types = [0] * 12 + [1] * 12
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits
+    with pytest.warns(UserWarning, match="were cut"):
+        found = predictor.next_sentence(LONG, " ".join(SENTENCES))
+    assert found == pytest.approx(float(torch.softmax(logits, -1)[0, 0]), abs=1e-5)
+
+
 def test_an_embedders_folder_says_how(bert: pathlib.Path, tmp_path: pathlib.Path):
     """Pooling, prompt, lower-casing and length of a sentence-transformers folder, as that library computes them."""
     sentence_transformers = pytest.importorskip("sentence_transformers")

@@ -57,10 +57,55 @@ def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path
     with pytest.raises(PredictError, match=r"^line 2 has 0 tabs"):
         run(model, "next-sentence", ["a\tb", "a b"], tmp_path)
     (tmp_path / "in").write_bytes(b"a cat\n\xff\xfe\n")
-    with pytest.raises(PredictError, match="not UTF-8"):
+    with pytest.raises(PredictError, match="line 2 is not UTF-8"):
         predict(PredictOptions(str(model), "embed", str(tmp_path / "in"), str(tmp_path / "out")))
     with pytest.raises(PredictError, match="lines-at-once 0"):
         run(model, "embed", ["a"], tmp_path, lines_at_once=0)
+
+
+def test_bad_lines_are_reported_where_that_is_wanted(
+    model: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    good = [f"{text} [MASK]" for text in SENTENCES[:4]]
+    expected = run(model, "fill-mask", good, tmp_path)
+    too_long = " ".join([*WORDS * 9, "[MASK]"])
+    lines = [good[0], "nothing hidden", good[1], "also nothing", too_long, good[2], "", good[3]]
+    (tmp_path / "in").write_bytes("\n".join(lines).encode() + b"\n\xff[MASK] a\n")
+    given = PredictOptions(
+        str(model), "fill-mask", str(tmp_path / "in"), str(tmp_path / "out"), bad_lines="report", lines_at_once=5
+    )
+    assert predict(given) == 9
+    found = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf8").splitlines()]
+    served = [answer for answer in found if "error" not in answer]
+    assert [answer["text"] for answer in served] == good
+    for answer, one in zip(served, expected, strict=True):
+        assert [c["token"] for c in answer["candidates"]] == [c["token"] for c in one["candidates"]]
+    errors = {number: answer["error"] for number, answer in enumerate(found, 1) if "error" in answer}
+    no_mask = "it has no [MASK]: put one where a token is to be found"
+    assert {number: text for number, text in errors.items() if text == no_mask}.keys() == {2, 4, 7}
+    assert errors.keys() == {2, 4, 5, 7, 9}
+    assert "behind the 96 tokens" in errors[5]
+    assert errors[9] == "it is not UTF-8: convert it"
+    assert found[8]["text"] == "\ufffd[MASK] a"
+    assert "5 of them could not be served" in capsys.readouterr().err
+    # All of them bad is no reason to stop.
+    [answer] = run(model, "next-sentence", ["no tab"], tmp_path, bad_lines="report")
+    assert answer["error"] == "it has 0 tabs: put one between the two texts"
+
+
+def test_several_bad_lines_are_counted(model: pathlib.Path, tmp_path: pathlib.Path):
+    with pytest.raises(PredictError, match=r"^line 2 has no \[MASK\].* \(2 more lines cannot be served\)$"):
+        run(model, "fill-mask", ["a [MASK]", "b", "c", "d"], tmp_path)
+
+
+def test_a_byte_order_mark_is_no_text(model: pathlib.Path, tmp_path: pathlib.Path):
+    [answer] = run(model, "embed", ["\ufeffa cat"], tmp_path)
+    assert answer["text"] == "a cat"
+
+
+def test_a_prompt(model: pathlib.Path, tmp_path: pathlib.Path):
+    [answer] = run(model, "embed", ["a cat"], tmp_path, prompt="the dog ")
+    np.testing.assert_allclose(answer["embedding"], load(model).predictor().embed("the dog a cat"), atol=1e-6)
 
 
 def test_results_may_take_the_place_of_the_input(model: pathlib.Path, tmp_path: pathlib.Path):

@@ -380,7 +380,7 @@ def test_errors_are_one_line_that_names_the_file(tmp_path: pathlib.Path, name: s
 
 
 def test_folder_without_a_tokenizer(tmp_path: pathlib.Path):
-    with pytest.raises(VocabularyError, match=r"neither a tokenizer\.json nor a vocab\.txt"):
+    with pytest.raises(VocabularyError, match=r"has no tokenizer\.json, vocab\.txt or vocab\.json"):
         load_tokenizer(tmp_path)
 
 

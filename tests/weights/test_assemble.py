@@ -93,17 +93,19 @@ def test_forms_of_the_same_names_are_taken_alike():
         assert_same(taken(form).params, expected)
 
 
-def test_a_decoder_that_is_not_tied_is_refused_where_it_is_wanted():
+def test_a_decoder_that_differs_is_refused_where_it_should_be_tied():
     arrays = bert_arrays()
     arrays["cls.predictions.decoder.weight"] = arrays["bert.embeddings.word_embeddings.weight"] + 1e-7
     with pytest.raises(
-        WeightsError, match=r"^FILE: the decoder cls.predictions.decoder.weight is not tied .* heads=\(\)"
+        WeightsError, match=r"^FILE: cls.predictions.decoder.weight differs .* tie_word_embeddings .* heads=\(\)"
     ):
         taken(arrays)
     arrays["cls.predictions.decoder.weight"] = np.zeros((5, 32), np.float32)
-    with pytest.raises(WeightsError, match="is not tied"):
+    with pytest.raises(WeightsError, match="differs from what a tied decoder repeats"):
         taken(arrays)
-    assert taken(arrays, heads=("pooler",)).params.keys() == {"encoder", "pooler"}
+    alone = taken(arrays, heads=("pooler",))
+    assert alone.params.keys() == {"encoder", "pooler"}
+    assert "cls.predictions.decoder.weight" in alone.unread
 
 
 def test_missing_unexpected_and_misshapen_names_are_refused_together():

@@ -1,5 +1,6 @@
 """Any system's checkpoint into any other's, the same numbers at the end of every way; and new tokens on the way."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -136,6 +137,37 @@ def test_an_embedder_stays_one(bert: pathlib.Path, tmp_path: pathlib.Path):
     np.testing.assert_allclose(loaded.predictor("embed").embed(texts), theirs, atol=1e-5)
 
 
+def test_an_embedder_whose_transformer_has_a_folder_of_its_own(bert: pathlib.Path, tmp_path: pathlib.Path):
+    # As sentence-transformers wrote it before version 2.
+    old = convert(bert, tmp_path / "old", architecture="BertModel", pooling="mean").folder
+    expected = load(old).predictor("embed").embed(["the cat sat", "a dog"])
+    (old / "0_Transformer").mkdir()
+    for path in old.iterdir():
+        if path.is_file() and path.name not in ("modules.json", "README.md"):
+            path.rename(old / "0_Transformer" / path.name)
+    modules = json.loads((old / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(modules))
+    settings = old / "0_Transformer" / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"max_seq_length": 7, "do_lower_case": True}))
+    loaded = load(old)
+    assert loaded.embedder is not None
+    assert (loaded.embedder.pooling, loaded.embedder.max_length, loaded.embedder.lowercase) == ("mean", 7, True)
+    np.testing.assert_allclose(loaded.predictor("embed").embed(["The cat sat", "A dog"]), expected, atol=1e-6)
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(old), device="cpu").encode(["the cat sat", "a dog"])
+    np.testing.assert_allclose(expected, theirs, atol=1e-5)
+    modules[0]["path"] = "../bert"
+    (old / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(WeightsError, match="is no name of a folder in it"):
+        load(old)
+    (old / "elsewhere").symlink_to(bert)
+    modules[0]["path"] = "elsewhere"
+    (old / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(WeightsError, match="elsewhere: is a link out of its folder"):
+        load(old)
+
+
 def test_an_export_is_replaced_where_it_is(bert: pathlib.Path, tmp_path: pathlib.Path):
     source = convert(bert, tmp_path / "one").folder
     (tmp_path / "link").symlink_to(source)
@@ -194,7 +226,8 @@ def test_new_tokens_are_the_mean_of_their_pieces(bert: pathlib.Path, tmp_path: p
     assert len(load(tmp_path / "extended").predictor("fill-mask").fill_mask("the zebra [MASK]")) == 5
 
 
-def test_new_tokens_of_a_byte_level_tokenizer(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("files", ["tokenizer.json", "merges.txt"])
+def test_new_tokens_of_a_byte_level_tokenizer(tmp_path: pathlib.Path, files: str):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -207,7 +240,10 @@ def test_new_tokens_of_a_byte_level_tokenizer(tmp_path: pathlib.Path):
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     model = torch_model("RobertaForMaskedLM", "roberta", vocab_size=tokenizer.get_vocab_size())
     source = write_folder(tmp_path / "source", model)
-    save_tokenizer(tokenizer, source, 22)
+    if files == "tokenizer.json":
+        save_tokenizer(tokenizer, source, 22)
+    else:
+        tokenizer.model.save(str(source))
     (tmp_path / "words").write_text("zebra\n机器\n", encoding="utf8")
     convert(source, tmp_path / "target", extend_vocab=tmp_path / "words")
     new = transformers.AutoTokenizer.from_pretrained(tmp_path / "target")

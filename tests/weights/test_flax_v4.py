@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization, traverse_util
-from made_models import BERT, bert_for_pretraining, state, torch_model, write_folder
+from made_models import BERT, VOCAB, WIDTH, bert_for_pretraining, state, torch_model, write_folder
 
 from jaxbert.weights.load import load
 from jaxbert.weights.names import WeightsError
@@ -54,8 +54,18 @@ def test_an_encoder_alone_and_a_decoder_that_repeats_the_table(tmp_path: pathlib
     tree["cls"]["predictions"]["decoder"] = {"kernel": table.T}
     assert load(write(tmp_path / "tied", tree)).groups == ("pooler", "mlm", "nsp")
     tree["cls"]["predictions"]["decoder"] = {"kernel": table.T + 1}
-    with pytest.raises(WeightsError, match="decoder cls/predictions/decoder/kernel is not tied"):
+    with pytest.raises(WeightsError, match="cls/predictions/decoder/kernel differs from what a tied decoder repeats"):
         load(write(tmp_path / "untied", tree))
+
+
+def test_a_decoder_of_its_own(tmp_path: pathlib.Path):
+    tree = bert_tree()
+    table = np.random.default_rng(0).normal(size=(VOCAB, WIDTH)).astype(np.float32)
+    tree["cls"]["predictions"]["decoder"] = {"kernel": table.T}
+    settings = BERT | {"model_type": "bert", "type_vocab_size": 2, "tie_word_embeddings": False}
+    loaded = load(write(tmp_path / "untied", tree, settings))
+    np.testing.assert_array_equal(loaded.params["mlm"]["decoder"]["embedding"][:VOCAB], table)
+    np.testing.assert_array_equal(loaded.params["mlm"]["bias"][:VOCAB], tree["cls"]["predictions"]["bias"])
 
 
 def test_another_family(tmp_path: pathlib.Path):

@@ -1,14 +1,12 @@
-"""Which weights a folder holds, what lies outside it, and its tokenizer."""
+"""Which weights a folder holds, and what lies outside it."""
 
 import json
 import os
 import pathlib
 
 import pytest
-import transformers
 
-from jaxbert.text.wordpiece import SPECIAL
-from jaxbert.weights.folder import copy_tokenizer, find, inside, shard_names, tokenizer_folder
+from jaxbert.weights.folder import find, inside, shard_names
 from jaxbert.weights.names import WeightsError
 
 
@@ -108,37 +106,6 @@ def test_the_hubs_cache_is_made_of_links(tmp_path: pathlib.Path):
     assert inside(snapshot / "a", snapshot)
     with pytest.raises(WeightsError, match="link out of its folder"):
         inside(snapshot / "b", snapshot)
-
-
-def vocabulary(folder: pathlib.Path, *pieces: str) -> pathlib.Path:
-    (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *pieces]) + "\n")
-    return folder
-
-
-def test_more_tokens_than_embeddings_are_refused(tmp_path: pathlib.Path):
-    vocabulary(tmp_path, "a", "b", "c")
-    size = len(SPECIAL) + 3
-    assert tokenizer_folder(tmp_path, size) == tmp_path
-    with pytest.raises(WeightsError, match=rf"vocab.txt: has {size} tokens and the model {size - 1} embeddings"):
-        tokenizer_folder(tmp_path, size - 1)
-    copied = tmp_path / "copy"
-    copy_tokenizer(tmp_path, copied, 16)
-    with pytest.raises(WeightsError, match=rf"tokenizer.json: has {size} tokens"):
-        tokenizer_folder(copied, size - 1)
-    (copied / "tokenizer.json").write_text('{"model": {}}')
-    with pytest.raises(WeightsError, match="is no tokenizer"):
-        tokenizer_folder(copied, size)
-
-
-def test_a_folder_without_a_tokenizer(tmp_path: pathlib.Path):
-    assert tokenizer_folder(touch(tmp_path, "config.json", "tokenizer_config.json"), 5) is None
-    with pytest.raises(WeightsError, match="holds no tokenizer"):
-        copy_tokenizer(tmp_path, tmp_path, 16)
-
-
-@pytest.mark.parametrize(("pieces", "expected"), [(["hello"], ["hello"]), (["Hello", "hello"], ["Hello"])])
-def test_a_vocab_txt_alone_becomes_a_tokenizer_folder(tmp_path: pathlib.Path, pieces: list[str], expected: list[str]):
-    copy_tokenizer(vocabulary(tmp_path, *pieces), tmp_path / "copy", 16)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
-    assert tokenizer.tokenize("Hello") == expected
-    assert tokenizer.model_max_length == 16
+    (snapshot / "0_Transformer").mkdir()
+    (snapshot / "0_Transformer" / "c").symlink_to("../../../blobs/abc")
+    assert inside(snapshot / "0_Transformer" / "c", snapshot / "0_Transformer")

@@ -1,0 +1,101 @@
+"""The tokenizer's files beside weights: whether they fit the model, and how they are opened and copied."""
+
+import pathlib
+import shutil
+
+from tokenizers import Tokenizer
+
+from jaxbert.text.vocabulary import VocabularyError, load_tokenizer, save_tokenizer
+from jaxbert.weights.configuration import read_json
+from jaxbert.weights.folder import inside
+from jaxbert.weights.names import WeightsError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+OPENED = ("tokenizer.json", "vocab.txt", "vocab.json")
+"""What `open_tokenizer` reads, the first that is there."""
+# Any of these makes a tokenizer.
+_ENOUGH = (*OPENED, "sentencepiece.bpe.model")
+
+
+def find_tokenizer(folder: pathlib.Path, vocab_size: int) -> pathlib.Path | None:
+    """The folder itself, where it holds a tokenizer.
+
+    Raises WeightsError for a tokenizer with more tokens than the model has embeddings, and for a damaged one.
+    """
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    for file in files:
+        inside(file, folder)
+    names = {file.name for file in files}
+    if not names & {*_ENOUGH}:
+        return None
+    source, tokens = _count(folder, names)
+    if tokens > vocab_size:
+        raise WeightsError(
+            f"{folder / source}: has {tokens} tokens and the model {vocab_size} embeddings: "
+            "take the tokenizer that belongs to the weights"
+        )
+    return folder
+
+
+def open_tokenizer(folder: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a folder, without truncation and padding.
+
+    Raises WeightsError for one that is damaged, has no special tokens, or is of a kind that is not read here.
+    """
+    try:
+        return load_tokenizer(folder)
+    except VocabularyError as error:
+        raise WeightsError(
+            f"{error}: take the tokenizer that belongs to the weights, as a {_ENOUGH[0]}, which transformers writes: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        ) from None
+
+
+def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) -> None:
+    """Copies a tokenizer's files; one that is a vocab.txt alone becomes a folder that `transformers.AutoTokenizer` loads."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not {*names} & {*_ENOUGH}:
+        raise WeightsError(f"{source}: holds no tokenizer ({', '.join(_ENOUGH)}): name the folder that does")
+    if names == ["vocab.txt"]:
+        save_tokenizer(load_tokenizer(source / "vocab.txt"), target, max_length)
+        return
+    for name in names:
+        shutil.copyfile(inside(source / name, source), target / name)
+
+
+def _count(folder: pathlib.Path, names: set[str]) -> tuple[str, int]:
+    """The file that says it, and the largest id and one."""
+    if "tokenizer.json" in names:
+        state = read_json(folder / "tokenizer.json")
+        try:
+            vocab, added = state["model"]["vocab"], state.get("added_tokens") or []
+            ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+            ids += [token["id"] for token in added]
+            return "tokenizer.json", max(ids, default=-1) + 1
+        except (KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{folder / 'tokenizer.json'}: is no tokenizer ({error!r}): get the file again"
+            ) from None
+    if "vocab.txt" in names:
+        return "vocab.txt", len(_lines(folder / "vocab.txt"))
+    if "vocab.json" in names:
+        return "vocab.json", max(
+            (n for n in read_json(folder / "vocab.json").values() if isinstance(n, int)), default=-1
+        ) + 1
+    return "sentencepiece.bpe.model", 0
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf8").rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
