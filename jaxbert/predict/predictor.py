@@ -73,8 +73,10 @@ class Predictor:
         chosen = positions if max_length is None else max_length
         if max_length is None and loaded.embedder is not None and loaded.embedder.max_length is not None:
             chosen = min(loaded.embedder.max_length, positions)
-        if not 3 <= chosen <= positions:
+        if not isinstance(chosen, int) or not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
+        if tokens_per_batch is not None and tokens_per_batch < 1:
+            raise PredictError(f"tokens_per_batch {tokens_per_batch}: at least 1")
         self.num_truncated: int = 0
         """Texts that were cut so far."""
         self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
@@ -134,9 +136,10 @@ class Predictor:
         long_texts is "window", so that the window around the place is read where the texts meet.
         """
         single = isinstance(first, str) and isinstance(second, str)
-        pairs: list[Any] = [(first, second)] if single else list(zip(first, second, strict=False))
-        if not single and (isinstance(first, str) or isinstance(second, str) or len(first) != len(second)):
+        left, right = _listed(first), _listed(second)
+        if isinstance(first, str) != isinstance(second, str) or len(left) != len(right):
             raise PredictError("next_sentence takes two texts, or two lists of the same length")
+        pairs = list(zip(left, right, strict=True))
         self._need("next-sentence")
         encoded = self._texts.encode(pairs)
         self._warn_of_truncated(encoded)
@@ -178,7 +181,10 @@ class Predictor:
         pooling = embedder.pooling if pooling is None else pooling
         if pooling not in get_args(Pooling):
             raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
-        encoded = self._texts.encode([_prepared(text, prompt, embedder.lowercase) for text in _listed(texts)])
+        many = [_prepared(text, prompt, embedder.lowercase) for text in _listed(texts)]
+        if pairs := {n: "is a pair: embed takes texts" for n, text in enumerate(many) if isinstance(text, tuple)}:
+            raise TextError(pairs)
+        encoded = self._texts.encode(many)
         self._warn_of_truncated(encoded)
         items = [self._item(window, 0) for one in encoded for window in one.windows]
         (vectors,) = self._runner.run(programs.pooled(self._config, pooling), items)
@@ -234,8 +240,8 @@ class Predictor:
         self.num_truncated += count
         if count:
             warnings.warn(
-                f"{count} of {len(encoded)} texts are longer than {self.max_length} tokens and were cut; "
-                'long_texts="window" reads single texts whole',
+                f"{count} of {len(encoded)} texts are longer than {self.max_length} tokens and were cut"
+                + ("" if self._texts.long_texts == "window" else '; long_texts="window" reads single texts whole'),
                 stacklevel=3,
             )
 

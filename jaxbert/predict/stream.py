@@ -41,36 +41,35 @@ class PredictOptions:
     max_length: int | None = None
     """Tokens of the longest text that is read whole. None: as many as the model reads."""
     long_texts: LongTexts = "truncate"
-    """What becomes of longer ones: truncate, or window (read in windows that overlap)."""
+    """What becomes of longer ones: truncate, or window (read in windows that overlap; of a pair, the window where they meet)."""
     prompt: str | None = None
     """embed: what is put before every text ("query: "). None: what the model's folder says, else nothing."""
     bad_lines: Literal["stop", "report"] = "stop"
-    """A line that cannot be served (no mask, not UTF-8): stop there, or report it ({"text", "error"} is its result) and go on."""
+    """A line that cannot be served (no mask, not UTF-8): stop at the first one, or report each ({"text", "error"} is its result)."""
     lines_at_once: int = 2048
     """Lines that are read, sorted by length, and written together."""
 
 
 def predict(options: PredictOptions) -> int:
     """Run the whole input; the number of its lines. Raises PredictError, naming the line, for one that cannot be served."""
-    if options.lines_at_once < 1:
-        raise PredictError(f"--lines-at-once {options.lines_at_once}: at least 1")
+    _check(options)
     predictor = load(options.model).predictor(
         options.task, max_length=options.max_length, long_texts=options.long_texts
     )
     started, done, bad = time.monotonic(), 0, 0
     with _opened(options.input, "r") as lines, _opened(options.output, "w") as results, _progress() as advance:
         while chunk := _read(lines, options.lines_at_once, done):
-            try:
-                with warnings.catch_warnings():
-                    # Counted, and said once at the end.
-                    warnings.filterwarnings("ignore", message=".* were cut", category=UserWarning)
-                    answers = _served(predictor, options, chunk)
-            except TextError as error:
-                raise TextError({done + number + 1: what for number, what in error.faults.items()}, "line") from None
-            results.writelines(_line(answer) for answer in answers)
+            with warnings.catch_warnings():
+                # Counted, and said once at the end.
+                warnings.filterwarnings("ignore", message=".* were cut", category=UserWarning)
+                answers, faults = _served(predictor, options, chunk)
+            served = answers[: min(faults)] if faults and options.bad_lines == "stop" else answers
+            results.writelines(_line(answer) for answer in served)
             results.flush()
+            if len(served) < len(answers):
+                raise TextError({done + number + 1: what for number, what in faults.items()}, "line")
             done += len(chunk)
-            bad += sum("error" in answer for answer in answers)
+            bad += len(faults)
             advance(len(chunk))
     seconds = time.monotonic() - started
     _say(f"{done:,} texts in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
@@ -88,8 +87,22 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _served(predictor: Predictor, options: PredictOptions, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The result of each line; of a bad one, what is wrong with it, where that is wanted."""
+def _check(options: PredictOptions) -> None:
+    """What can be said of the options before the model is read."""
+    for name in ("lines_at_once", "top_k"):
+        if getattr(options, name) < 1:
+            raise PredictError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    given = [name for name in ("pooling", "normalize", "prompt") if getattr(options, name) is not None]
+    if given and options.task != "embed":
+        raise PredictError(f"--{given[0]} is for --task embed: leave it out for {options.task}")
+    if options.output != "-" and pathlib.Path(options.output).is_dir():
+        raise PredictError(f"--output {options.output}: is a folder: name a file")
+
+
+def _served(
+    predictor: Predictor, options: PredictOptions, lines: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The result of each line, and what is wrong with the bad ones, by number from 0."""
     faults: dict[int, str] = {}
     while True:
         good = [number for number in range(len(lines)) if number not in faults]
@@ -97,15 +110,14 @@ def _served(predictor: Predictor, options: PredictOptions, lines: Sequence[str])
             found = iter(_answers(predictor, options, [lines[number] for number in good]))
         except TextError as error:
             faults |= {good[number]: what for number, what in error.faults.items()}
-            if options.bad_lines == "stop":
-                raise TextError(faults) from None
             continue
-        return [
+        results = [
             {"text": line.encode("utf8", _KEEP_BYTES).decode("utf8", "replace"), "error": f"it {faults[number]}"}
             if number in faults
             else next(found)
             for number, line in enumerate(lines)
         ]
+        return results, faults
 
 
 def _line(answer: dict[str, Any]) -> str:
@@ -167,11 +179,17 @@ def _opened(name: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
         with open(name, encoding="utf8", errors=_KEEP_BYTES, newline="\n") as file:
             yield file
         return
+    # A link stays one; a pipe or a device is written to.
+    path = pathlib.Path(name).resolve()
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf8", newline="\n") as file:
+            yield file
+        return
     # What was there stays until the last line is written; what was written before an error stays in the partial file.
-    partial = pathlib.Path(f"{name}.partial")
+    partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf8", newline="\n") as file:
         yield file
-    partial.replace(name)
+    partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Texts -> token ids, cut or in windows where they are longer than the model reads."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tokenizers import Encoding, Tokenizer
 
@@ -13,7 +14,6 @@ from jaxbert.weights import tokenizer
 
 Text = str | tuple[str, str]
 LongTexts = Literal["truncate", "window"]
-T = TypeVar("T")
 
 WINDOW_OVERLAP = 0.25
 """Share of a window that the next one repeats, so that a token near an edge is seen with its surroundings once."""
@@ -79,14 +79,23 @@ class TextEncoder:
             least, half = min(len(first), len(second)), room // 2
             longest = room - least if least < half else room - half
             first_length = min(len(first), longest if len(first) > len(second) else room - longest)
-            first.truncate(first_length, direction="left" if self.long_texts == "window" else "right")
-            second.truncate(room - len(first))
+            first = _cut(first, first_length, "left" if self.long_texts == "window" else "right")
+            second = _cut(second, room - first_length, "right")
             return Encoded((self.tokenizer.post_process(first, second),), True)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         window = self.long_texts == "window"
         encoding.truncate(room, stride=int(room * WINDOW_OVERLAP) if window else 0)
         parts = (encoding, *encoding.overflowing) if window else (encoding,)
         return Encoded(tuple(self.tokenizer.post_process(part) for part in parts), not window)
+
+
+def _cut(encoding: Encoding, length: int, direction: str) -> Encoding:
+    """The first or ("left") the last tokens. What is cut off is dropped too: of a pair, it would come back in every combination."""
+    encoding.truncate(length, direction=direction)
+    state: Any = json.loads(encoding.__getstate__())
+    kept = Encoding()
+    kept.__setstate__(json.dumps(state | {"overflowing": []}).encode())
+    return kept
 
 
 def open_tokenizer(folder: pathlib.Path) -> Tokenizer:

@@ -36,6 +36,10 @@ _NAMES = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
+# What tokenizer_config.json may say, of those that are read.
+_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "trim_offsets")
+# The files of a tokenizer are a few megabytes.
+_MOST_BYTES = 256_000_000
 # Share of pieces with capital letters from which a vocab.txt is taken for a cased one: bert-base-cased has over 30 %.
 _CASED_SHARE = 0.01
 _UNUSED = re.compile(r"\[unused\d+\]|<unused\d+>|madeupword\d+")
@@ -109,15 +113,13 @@ def load_tokenizer(path: str | pathlib.Path, lowercase: bool | None = None) -> T
     """
     path = pathlib.Path(path)
     file = _tokenizer_file(path) if path.is_dir() else path
-    options: dict[str, Any] = {}
+    options: dict[str, bool] = {}
     if path.is_dir() and file.name != "tokenizer.json":
-        options = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+        options = _options(path / "tokenizer_config.json")
         if (path / "added_tokens.json").is_file() and _read_json(path / "added_tokens.json").keys() - {*SPECIAL}:
             raise VocabularyError(f"{path}: has an added_tokens.json, whose tokens need a tokenizer.json")
     if file.name == "vocab.json":
-        flags = {
-            key: value for key in ("add_prefix_space", "trim_offsets") if isinstance(value := options.get(key), bool)
-        }
+        flags = {key: options[key] for key in ("add_prefix_space", "trim_offsets") if key in options}
         tokenizer = byte_level_tokenizer(file, file.with_name("merges.txt"), **flags)
     elif file.suffix == ".json":
         tokenizer = _tokenizer_from_json(file)
@@ -183,6 +185,16 @@ def _tokenizer_file(folder: pathlib.Path) -> pathlib.Path:
     raise VocabularyError(f"{folder}: the folder has no tokenizer.json, vocab.txt or vocab.json")
 
 
+def _options(file: pathlib.Path) -> dict[str, bool]:
+    """What a tokenizer_config.json, where there is one, says of how text is split; null is as if it said nothing."""
+    values = _read_json(file) if file.is_file() else {}
+    found = {name: values[name] for name in _FLAGS if values.get(name) is not None}
+    wrong = [name for name, value in found.items() if not isinstance(value, bool)]
+    if wrong:
+        raise VocabularyError(f"{file}: {wrong[0]} is {found[wrong[0]]!r}, and neither true nor false")
+    return found
+
+
 def _is_cased(pieces: Mapping[str, int]) -> bool:
     """Whether the text that a vocab.txt was learnt from kept its capitals."""
     capital = sum(piece != piece.lower() for piece in pieces if not piece.startswith("["))
@@ -234,6 +246,8 @@ def _continuing_ids(state: dict[str, Any], pieces: dict[str, int], no_text: set[
 
 def _read_text(file: pathlib.Path) -> str:
     try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise VocabularyError(f"{file}: {file.stat().st_size} bytes are no tokenizer's")
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise VocabularyError(f"{file}: no such file or folder (data.vocabulary.path)") from None

@@ -7,8 +7,8 @@ import dataclasses
 import fnmatch
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ from jaxbert.weights.names import (
 )
 
 Params = dict[str, Any]
+DType = Literal["float32", "float16", "bfloat16"]
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.module.split("/", 1)[0] for row in TABLE))
 _NAMED = 3
 
@@ -93,10 +94,12 @@ class Assembled:
     """float32, as the modules have it: a group each, layers stacked if config.scan_layers, the vocabulary padded with 0."""
     fresh: tuple[str, ...]
     """Our paths ("mlm/dense/kernel") of what was not in the file, and is initialised anew."""
-    unread: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     """The file's names of what was left unread, buffers among them."""
-    carried: Mapping[str, np.ndarray]
+    carried: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """Rows that the model has no use for, and an export writes again: our path -> rows on top of the table."""
+    dtype: DType = "float32"
+    """The type of all that was read, where it was one of these; else float32."""
 
 
 def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> Assembled:
@@ -106,9 +109,14 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     the configuration says that it is.
     """
     plan = _plan(tensors, layout, request, source)
-    arrays = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
+    stored = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
+    dtype = _common_dtype(stored.values())
+    arrays = {path: np.asarray(array, np.float32) for path, array in stored.items()}
+    del stored
     differing = [
-        copy for copy, target in plan.copies if not np.array_equal(_read(copy, source), arrays[target], equal_nan=True)
+        copy
+        for copy, target in plan.copies
+        if not np.array_equal(np.asarray(_read(copy, source), np.float32), arrays[target], equal_nan=True)
     ]
     if differing and layout.config.tie_word_embeddings:
         raise WeightsError(_untied(differing[0], source))
@@ -125,7 +133,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
-    return Assembled(to_tree(ours, layout.config), fresh, unread, carried)
+    return Assembled(to_tree(ours, layout.config), fresh, unread, carried, dtype)
 
 
 def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
@@ -271,7 +279,7 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
         for parameter, tensor in read.values()
         if tensor.shape != parameter.torch_shape
     ]
-    _refuse(missing, unexpected, misshapen, source)
+    _refuse(missing, unexpected, misshapen, present, source)
     unread = [tensor.name for name, tensor in found.items() if name not in known or known[name].path not in read]
     unread += [tensor.name for name, tensor in tensors.items() if BUFFERS.fullmatch(name)]
     compared = [(tensor, target) for tensor, target in copies if target in read and "mlm" in wanted]
@@ -319,7 +327,14 @@ def _decoder_copies(
     return copies
 
 
-def _refuse(missing: Sequence[Parameter], unexpected: Sequence[str], misshapen: Sequence[str], source: str) -> None:
+def _refuse(
+    missing: Sequence[Parameter],
+    unexpected: Sequence[str],
+    misshapen: Sequence[str],
+    present: Set[str],
+    source: str,
+) -> None:
+    """Raise what is wrong, all at once, with a way out of each. `present`: groups of which the file has something."""
     faults, ways = [], []
     if misshapen:
         faults.append(f"{len(misshapen)} of another shape ({_some(misshapen)})")
@@ -327,7 +342,14 @@ def _refuse(missing: Sequence[Parameter], unexpected: Sequence[str], misshapen: 
     if missing:
         faults.append(f"{len(missing)} missing ({_some([p.torch or p.path for p in missing])})")
         groups = sorted({parameter.group for parameter in missing})
-        ways.append("allow_missing=" if "encoder" in groups else f"fresh={tuple(groups)} to start with new ones")
+        if any(parameter.path == DECODER_TABLE for parameter in missing):
+            ways.append("set tie_word_embeddings to true in config.json where the decoder is the word table")
+        elif "encoder" in groups:
+            ways.append("take the config.json that belongs to these weights")
+        if present.isdisjoint(groups):
+            ways.append(f"fresh={tuple(groups)} to start with new ones")
+        else:
+            ways.append("allow_missing= to start with new ones")
     if unexpected:
         faults.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
         ways.append("allow_unexpected= to leave them")
@@ -348,7 +370,12 @@ def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
     array = tensor.read()
     if array.shape != tensor.shape:
         raise WeightsError(f"{source}: {tensor.name} is not of the shape that the file declares: get the file again")
-    return np.asarray(array, np.float32)
+    return array
+
+
+def _common_dtype(arrays: Iterable[np.ndarray]) -> DType:
+    names = {array.dtype.name for array in arrays}
+    return next((dtype for dtype in get_args(DType) if names == {dtype}), "float32")
 
 
 def _untied(copy: Tensor, source: str) -> str:

@@ -101,7 +101,7 @@ _EVERY_FAMILY = {
     "ForQuestionAnswering": ("span",),
     "Model": (),
 }
-_CLASS_PREFIX: Mapping[Family, str] = {
+CLASS_PREFIX: Mapping[Family, str] = {
     "bert": "Bert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
@@ -109,13 +109,14 @@ _CLASS_PREFIX: Mapping[Family, str] = {
     "electra": "Electra",
 }
 ARCHITECTURES: Mapping[str, tuple[Family, tuple[str, ...]]] = {
-    _CLASS_PREFIX[family] + name: (family, groups)
+    CLASS_PREFIX[family] + name: (family, groups)
     for family in FAMILIES
     for name, groups in (_EVERY_FAMILY | _CLASSES[family]).items()
 }
 """transformers' class -> its family, and the groups that it holds beside the encoder."""
 
-_MAX_JSON_BYTES = 64_000_000
+MOST_TEXT_BYTES = 64_000_000
+"""A larger file is no configuration and no vocabulary."""
 _LARGEST_SIZE = 2**31 - 1
 # A name is made for every parameter of every layer, before the file is known to have them.
 _MOST_LAYERS = 1024
@@ -135,7 +136,7 @@ class HfConfiguration:
 def read_json(path: pathlib.Path, kind: type = dict) -> Any:
     """The object (or the list, as `kind` says) in a JSON file. Raises WeightsError, naming the file, for anything else."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
+        if path.stat().st_size > MOST_TEXT_BYTES:
             raise WeightsError(f"{path}: {path.stat().st_size} bytes are no configuration: get the file again")
         values = json.loads(path.read_text(encoding="utf8"))
     except OSError as error:
@@ -182,7 +183,9 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         # modeling_roberta.py, create_position_ids_from_input_ids: the first token's position is padding_idx + 1.
         unused = _value("pad_token_id", "pad_token_id", values.get("pad_token_id", 1), source) + 1
         if unused >= fields["max_position_embeddings"]:
-            raise WeightsError(f"{source}: max_position_embeddings leaves no position behind pad_token_id {unused - 1}")
+            raise WeightsError(
+                f"{source}: max_position_embeddings leaves no position behind pad_token_id {unused - 1}: take the config.json that belongs to the weights"
+            )
         fields["max_position_embeddings"] -= unused
     groups = ARCHITECTURES[architecture][1] if architecture else ()
     # Encoders are often stored without the pooler that their class would have.

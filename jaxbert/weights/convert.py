@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
+    MOST_TEXT_BYTES,
     fitting_architecture,
     is_base,
     stored_groups,
@@ -28,7 +29,7 @@ from jaxbert.weights.tokenizer import copy_tokenizer, open_tokenizer
 from jaxbert.weights.vocabulary_surgery import Extended, extend_vocabulary, read_words
 
 System = Literal["huggingface", "tensorflow", "flax"]
-CHECKPOINT, VOCAB = "bert_model.ckpt", "vocab.txt"
+CHECKPOINT, VOCAB, CARD = "bert_model.ckpt", "vocab.txt", "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,27 +126,44 @@ def _architecture(loaded: Loaded, asked: str | None, fresh: Collection[str]) -> 
         return fitting_architecture(loaded.family, loaded.groups, loaded.architecture, fresh)
     if ARCHITECTURES[asked][0] != loaded.family:
         raise WeightsError(
-            f"{loaded.source}: is a {loaded.family} model, and {asked} is none of {loaded.family}'s classes"
+            f"{loaded.source}: is a {loaded.family} model, and {asked} is none of {loaded.family}'s classes: choose one of "
+            + ", ".join(name for name, (family, _) in ARCHITECTURES.items() if family == loaded.family)
         )
     return asked
 
 
 def _extended(loaded: Loaded, words: pathlib.Path) -> Extended:
     if loaded.tokenizer is None:
-        raise WeightsError(f"{loaded.source}: came without a tokenizer, so that no word can be added to it")
+        raise WeightsError(
+            f"{loaded.source}: came without a tokenizer, so that no word can be added to it: put its files beside the weights"
+        )
     return extend_vocabulary(loaded.config, loaded.params, loaded.tokenizer, read_words(words))
 
 
 def _to_huggingface(loaded: Loaded, target: pathlib.Path, architecture: str, overwrite: bool) -> None:
-    card = model_card(
-        target.name,
+    card = _card(loaded, target.name, architecture)
+    arguments = loaded.export_arguments() | {"architecture": architecture, "card": card, "overwrite": overwrite}
+    save(target, **arguments)
+
+
+def _card(loaded: Loaded, name: str, architecture: str) -> str:
+    """The source's own model card, with a note of what became of it; where it has none, a new one."""
+    is_run = loaded.step is not None
+    source = loaded.source if is_run else loaded.source.parent
+    # A run has its card in the model that it exported.
+    own = (source / "model" if is_run else source) / CARD
+    if own.is_file() and own.stat().st_size < MOST_TEXT_BYTES:
+        note = f"Converted with jaxbert to a Hugging Face folder for `{architecture}`."
+        text = inside(own, own.parent).read_text(encoding="utf8", errors="replace").rstrip()
+        return text + ("" if text.endswith(note) else f"\n\n{note}") + "\n"
+    return model_card(
+        name,
         architecture,
-        data=f"Converted by jaxbert from `{loaded.source.name}`; what it was trained on is said where that came from.",
+        data=f"Converted from `{source.name}`; what it was trained on is said where that came from.",
+        made="converted with jaxbert",
         embedder=loaded.embedder is not None,
         has_tokenizer=loaded.tokenizer is not None,
     )
-    arguments = loaded.export_arguments() | {"architecture": architecture, "card": card, "overwrite": overwrite}
-    save(target, **arguments)
 
 
 def _to_tensorflow(loaded: Loaded, target: pathlib.Path, architecture: str, overwrite: bool) -> None:

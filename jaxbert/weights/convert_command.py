@@ -27,6 +27,8 @@ class ConvertOptions:
     """Make it an embedder for sentence-transformers: cls, mean or max."""
     normalize: bool = True
     """Embedder: scale vectors to length 1."""
+    heads: tuple[str, ...] | None = None
+    """Heads to take beside the encoder; none after --heads: the encoder alone. None: all that are there."""
     fresh: tuple[str, ...] = ()
     """Heads that are made new where the source has none: pooler, mlm, nsp, sequence, token, span."""
     allow_missing: tuple[str, ...] = ()

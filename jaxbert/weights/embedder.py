@@ -12,6 +12,8 @@ from jaxbert.weights.names import WeightsError
 MODULES, POOLING = "modules.json", "1_Pooling"
 LENGTH, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
 Pooling = Literal["cls", "mean", "max"]
+# [CLS], a token and [SEP].
+_SHORTEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ def transformer_folder(path: pathlib.Path) -> pathlib.Path:
         return path
     modules = _modules(path)
     # Since version 2 of sentence-transformers they are beside modules.json.
-    return _named_folder(path, modules[0].get("path")) if modules and modules[0].get("path") else path
+    return _named_folder(path, modules[0]["path"]) if modules[0].get("path") else path
 
 
 def read_embedder(folder: pathlib.Path) -> Embedder | None:
@@ -60,24 +62,32 @@ def read_embedder(folder: pathlib.Path) -> Embedder | None:
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise WeightsError(
             f"{folder / MODULES}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, "
-            f"Normalize: remove {MODULES} to take the encoder alone"
+            f"Normalize: {_encoder_alone(folder)}"
         )
     max_length, lowercase = None, False
     length = transformer_folder(folder) / LENGTH
     if length.exists():
         values = read_json(inside(length, folder))
         max_length, lowercase = values.get("max_seq_length"), values.get("do_lower_case") is True
-        if max_length is not None and (type(max_length) is not int or max_length < 1):
+        if max_length is not None and (type(max_length) is not int or max_length < _SHORTEST):
             raise WeightsError(f"{length}: max_seq_length {max_length!r} is no length: get the file again")
     settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
     pooling = _pooling(_named_folder(folder, modules[1].get("path")) / CONFIG, folder)
     return Embedder(pooling, len(kinds) == 3, max_length, lowercase, settings)
 
 
+def _encoder_alone(folder: pathlib.Path) -> str:
+    """How the encoder of an embedder is loaded where its vectors cannot be computed."""
+    inner = transformer_folder(folder)
+    return (
+        f"remove {MODULES} to take the encoder alone" if inner == folder else f"name {inner} to take the encoder alone"
+    )
+
+
 def _modules(folder: pathlib.Path) -> list[dict[str, Any]]:
     path = folder / MODULES
     modules = read_json(inside(path, folder), list)
-    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in modules):
+    if not modules or not all(isinstance(one, dict) and isinstance(one.get("type"), str) for one in modules):
         raise WeightsError(f"{path}: is no list of modules: get the file again")
     return modules
 
@@ -88,6 +98,10 @@ def _named_folder(folder: pathlib.Path, name: object) -> pathlib.Path:
         raise WeightsError(f"{folder / MODULES}: {name!r} is no name of a folder in it: get the file again")
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise WeightsError(f"{folder / name}: is a link out of its folder: replace it by the folder itself")
+    if not (folder / name).is_dir():
+        raise WeightsError(
+            f"{folder / MODULES}: names {name!r}, and there is no such folder: get the whole folder again"
+        )
     return folder / name
 
 
@@ -126,12 +140,14 @@ def _pooling(path: pathlib.Path, folder: pathlib.Path) -> Pooling:
     values = read_json(inside(path, folder))
     if values.get("include_prompt", True) is not True:
         raise WeightsError(
-            f"{path}: include_prompt is off, and jaxbert pools over all tokens: set it, or remove {MODULES}"
+            f"{path}: include_prompt is off, and jaxbert pools over all tokens: set it, or {_encoder_alone(folder)}"
         )
     modes: Any = values.get("pooling_mode")
     if modes is None:
         modes = [_OLD_KEYS.get(key, key) for key, value in values.items() if key.startswith("pooling_mode_") and value]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in get_args(Pooling):
-        raise WeightsError(f"{path}: pooling is {modes}, and jaxbert computes one of {', '.join(get_args(Pooling))}")
+        raise WeightsError(
+            f"{path}: pooling is {modes}, and jaxbert computes one of {', '.join(get_args(Pooling))}: {_encoder_alone(folder)}"
+        )
     return modes[0]

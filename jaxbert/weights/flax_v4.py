@@ -1,6 +1,7 @@
 """flax_model.msgpack, which the Flax classes of transformers 4 wrote: a tree of arrays in Flax's serialization."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor,
 from jaxbert.weights.folder import inside
 from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
 
+# More than a name, a shape and a type take, and what else a file may hold.
+_NAME_BYTES = 4096
 # Levels of a tree; the Flax classes have nine.
 _DEEPEST = 32
 
@@ -23,7 +26,12 @@ def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
     Nothing in the file is run, and its arrays are views of its bytes: a damaged file takes no memory but its own size.
     Raises WeightsError for damaged files, and as `assemble` does.
     """
-    tree = _restore(inside(path, folder))
+    size, most = inside(path, folder).stat().st_size, _most_bytes(layout)
+    if size > most:
+        raise WeightsError(
+            f"{path}: has {size:,} bytes, and what the configuration describes {most:,} at most: take the config.json that belongs to it"
+        )
+    tree = _restore(path)
     if tree.keys() == {"params"} and isinstance(tree["params"], Mapping):
         tree = tree["params"]
     names: dict[str, tuple[str, bool]] = {}
@@ -45,6 +53,11 @@ def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
         array = array.T if transposed else array
         tensors[torch] = Tensor(name, array.shape, functools.partial(np.asarray, array))
     return assemble(tensors, layout, request, str(path))
+
+
+def _most_bytes(layout: Layout) -> int:
+    """What a file of all heads may have, in float64, with names."""
+    return sum(8 * math.prod(p.torch_shape) + _NAME_BYTES for p in layout.parameters(GROUPS)) + _NAME_BYTES
 
 
 def write_msgpack(

@@ -17,13 +17,13 @@ from jaxbert.weights.names import WeightsError
 
 CONFIG, WEIGHTS, INDEX, FLAX = "config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
 GOOGLE_CONFIG = "bert_config.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.bin")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.bin")
 # What exports consist of, ours and those of transformers and sentence-transformers.
 _EXPORTED = re.compile(
     r"(config|generation_config|bert_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
     r"special_tokens_map|added_tokens|vocab|train_script)\.json|vocab\.txt|merges\.txt|sentencepiece\.bpe\.model|"
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|flax_model\.msgpack|bert_model\.ckpt\..*|checkpoint|"
-    r"README\.md|\.gitattributes|1_Pooling|2_Normalize"
+    r"README\.md|\.gitattributes|0_Transformer|1_Pooling|2_Normalize"
 )
 Kind = Literal["huggingface", "flax", "tensorflow", "run"]
 
@@ -59,8 +59,8 @@ def find(path: pathlib.Path) -> Found:
         return Found("huggingface", path, path.parent)
     if path.suffix == ".msgpack":
         return Found("flax", path, path.parent)
-    if path.name in _PICKLES or path.suffix in (".bin", ".pt", ".pth"):
-        raise WeightsError(_pickle(path))
+    if path.name in PICKLES or path.suffix in (".bin", ".pt", ".pth"):
+        raise WeightsError(pickle_refused(path))
     raise WeightsError(f"{path}: is no safetensors, msgpack or TensorFlow checkpoint file: name one, or a folder")
 
 
@@ -156,13 +156,14 @@ def shard_names(index: pathlib.Path, folder: pathlib.Path) -> set[str]:
 
 
 def _nothing(folder: pathlib.Path) -> str:
-    pickles = [folder / name for name in _PICKLES if (folder / name).exists()]
+    pickles = [folder / name for name in PICKLES if (folder / name).exists()]
     if pickles:
-        return _pickle(pickles[0])
+        return pickle_refused(pickles[0])
     return f"{folder}: holds no weights ({WEIGHTS}, {FLAX}, a TensorFlow checkpoint, or a run's checkpoints): name the folder that does"
 
 
-def _pickle(path: pathlib.Path) -> str:
+def pickle_refused(path: pathlib.Path | str) -> str:
+    """What is said of a torch pickle."""
     return (
         f"{path}: is a torch pickle, which can run code when it is read: convert it where you trust it, with torch and "
         f"transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(TARGET), the class being that of its config.json"

@@ -3,27 +3,33 @@
 import pathlib
 
 from jaxbert.weights.embedder import LENGTH, MODULES, SETTINGS, transformer_folder
-from jaxbert.weights.folder import CONFIG, FLAX, INDEX, WEIGHTS
+from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, INDEX, PICKLES, WEIGHTS, pickle_refused
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.tokenizer import TOKENIZER_FILES
 
 # The weights of one kind: a repository often holds the same ones several times.
-_MODEL = (CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", LENGTH, *TOKENIZER_FILES)
+_MODEL = (CONFIG, GOOGLE_CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", LENGTH, *TOKENIZER_FILES)
 # Those of old sentence-transformers are in a folder of their own.
 _FIRST = (*_MODEL, MODULES, SETTINGS, f"?_Pooling/{CONFIG}", *(f"0_Transformer/{name}" for name in _MODEL))
 
+_OTHERS = (FLAX, "*.ckpt.index", "*.ckpt.data-*")
+
 
 def download(name: str) -> pathlib.Path:
-    """The folder of a model; safetensors where it has them, else flax_model.msgpack. Nothing else is fetched.
+    """The folder of a model: its configuration, tokenizer and weights, of which safetensors go before Flax's and Google's.
 
     Raises WeightsError, in one line, where there is no network and no copy, no such model, or no weights that can be read.
     """
     import huggingface_hub
 
+    pickles: list[str] = []
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FIRST)))
         if not list(folder.rglob("*.safetensors")):
-            huggingface_hub.snapshot_download(name, allow_patterns=[FLAX])
+            huggingface_hub.snapshot_download(name, allow_patterns=list(_OTHERS))
+            # Nothing of a pickle is fetched: that there is one is told, so that it can be said what to do.
+            files = [] if huggingface_hub.constants.HF_HUB_OFFLINE else huggingface_hub.list_repo_files(name)
+            pickles = [file for file in files if file in PICKLES]
     # What the hub's client raises depends on how it is built: HTTP errors, OSError, ValueError.
     except Exception as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
@@ -31,6 +37,8 @@ def download(name: str) -> pathlib.Path:
             f"{name}: is no file or folder here, and could not be fetched from the hub ({text}): "
             "name a folder, or try again with a network"
         ) from None
-    if not (transformer_folder(folder) / CONFIG).is_file():
+    if pickles and not any(path.name == FLAX or path.suffix == ".index" for path in folder.iterdir()):
+        raise WeightsError(pickle_refused(f"{name}/{pickles[0]}"))
+    if not any((transformer_folder(folder) / config).is_file() for config in (CONFIG, GOOGLE_CONFIG)):
         raise WeightsError(f"{name}: has no {CONFIG} on the hub: name a model that jaxbert can load")
     return folder

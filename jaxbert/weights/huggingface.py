@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.assemble import Assembled, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.assemble import Assembled, DType, Layout, Request, Tensor, assemble, disassemble
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     HfConfiguration,
@@ -49,9 +50,10 @@ def read_weights(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
 
 
 def _shards(index: pathlib.Path, folder: pathlib.Path) -> dict[str, Tensor]:
-    weight_map = read_json(index)["weight_map"] if shard_names(index, folder) else {}
+    shards = shard_names(index, folder)
+    weight_map = read_json(index)["weight_map"]
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(shard_names(index, folder)):
+    for shard in sorted(shards):
         declared = open_file(inside(folder / shard, folder))
         listed = {name for name, file in weight_map.items() if file == shard}
         other = sorted(declared.keys() ^ listed)
@@ -75,6 +77,7 @@ def save(
     labels: int = 2,
     unused_positions: int = 0,
     embedder: Embedder | None = None,
+    dtype: DType = "float32",
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `embedder` is given.
@@ -89,6 +92,7 @@ def save(
       labels: classes of a sequence or token classifier.
       unused_positions: padding_idx + 1 in RoBERTa (`Loaded.unused_positions`), else 0.
       embedder: makes it an embedder, as it says.
+      dtype: of the weights in the file.
       overwrite: replace a folder that is there.
 
     The folder appears whole or not at all: it is written beside its place, and renamed.
@@ -98,13 +102,13 @@ def save(
     if architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     layout = Layout(config, ARCHITECTURES[architecture][0], labels, unused_positions)
-    values = write_configuration(layout, architecture, extra)
+    values = write_configuration(layout, architecture, extra) | {"dtype": dtype}
     groups = stored_groups(architecture, params.keys())
     arrays = disassemble(params, layout, groups, carried, base_alone=is_base(architecture))
     length = config.max_position_embeddings
     with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
-        write_file(partial / WEIGHTS, arrays)
+        write_file(partial / WEIGHTS, {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()})
         # safetensors makes files that their owner alone may read.
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         if tokenizer is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
-from jaxbert.weights.assemble import Assembled, Layout, Params, Request
+from jaxbert.weights.assemble import Assembled, DType, Layout, Params, Request
 from jaxbert.weights.configuration import HfConfiguration
 from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
 from jaxbert.weights.flax_v4 import read_msgpack
@@ -55,6 +55,8 @@ class Loaded:
     """Classes of a sequence or token classifier."""
     unused_positions: int = 0
     """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
+    dtype: DType = "float32"
+    """The type of the weights in the file; in `params` they are float32."""
     embedder: Embedder | None = None
     """How token vectors become a text's, where the folder is a sentence embedder."""
     step: int | None = None
@@ -87,6 +89,7 @@ class Loaded:
             "labels": self.labels,
             "unused_positions": self.unused_positions,
             "embedder": self.embedder,
+            "dtype": self.dtype,
         } | ({"architecture": self.architecture} if self.architecture else {})
 
 
@@ -115,6 +118,9 @@ def load(
 
     Raises WeightsError, in one line that names the file and the way out, for everything that does not fit.
     """
+    for name, given in {"heads": heads, "fresh": fresh}.items():
+        if isinstance(given, str):
+            raise WeightsError(f"{name} is {given!r}: it is a list of names, as ({given!r},)")
     request = Request(
         None if heads is None else tuple(heads), tuple(fresh), tuple(allow_missing), tuple(allow_unexpected), seed
     )
@@ -135,6 +141,7 @@ def load(
         unread=assembled.unread,
         extra=described.extra,
         carried=assembled.carried,
+        dtype=assembled.dtype,
         labels=layout.labels,
         unused_positions=layout.unused_positions,
         source=found.path,

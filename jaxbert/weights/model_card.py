@@ -25,6 +25,7 @@ def model_card(
     metrics: Mapping[str, float] | None = None,
     embedder: bool = False,
     has_tokenizer: bool = True,
+    made: str = "trained with jaxbert",
 ) -> str:
     """The text of a card. `data` says in words what the model was trained on; the rest is left out where it is None.
 
@@ -38,7 +39,7 @@ def model_card(
         "tags": tags,
     }
     parts = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value), "---", ""]
-    parts += [f"# {name}", "", f"`{architecture}`, trained with jaxbert.", "", "## Data", "", data, ""]
+    parts += [f"# {name}", "", f"`{architecture}`, {made}.", "", "## Data", "", data, ""]
     if steps is not None or settings:
         rows = ({} if steps is None else {"steps": steps}) | dict(settings or {})
         parts += ["## Training", "", *_table(("setting", "value"), rows), ""]

@@ -58,7 +58,7 @@ def read_run(folder: pathlib.Path, model: ModelConfig, scan_layers: bool, reques
     arrays = from_tree({name: tree for name, tree in params.items() if name in (*heads, *request.fresh)}, model)
     made = {p.path: initialised(p, model, request.seed) for p in Layout(model).parameters(new)}
     tree = to_tree(arrays | made, dataclasses.replace(model, scan_layers=scan_layers))
-    return Assembled(tree, tuple(made), (), {}), step
+    return Assembled(tree, tuple(made)), step
 
 
 def run_tokenizer(folder: pathlib.Path, config: Config) -> pathlib.Path | None:

@@ -6,7 +6,7 @@ import shutil
 from tokenizers import Tokenizer
 
 from jaxbert.text.vocabulary import VocabularyError, load_tokenizer, save_tokenizer
-from jaxbert.weights.configuration import read_json
+from jaxbert.weights.configuration import MOST_TEXT_BYTES, read_json
 from jaxbert.weights.folder import inside
 from jaxbert.weights.names import WeightsError
 
@@ -37,6 +37,8 @@ def find_tokenizer(folder: pathlib.Path, vocab_size: int) -> pathlib.Path | None
     names = {file.name for file in files}
     if not names & {*_ENOUGH}:
         return None
+    if not names & {*_ENOUGH} - {"vocab.json"} and "merges.txt" not in names:
+        raise WeightsError(f"{folder / 'vocab.json'}: has no merges.txt beside it: get the folder again")
     source, tokens = _count(folder, names)
     if tokens > vocab_size:
         raise WeightsError(
@@ -96,6 +98,8 @@ def _count(folder: pathlib.Path, names: set[str]) -> tuple[str, int]:
 
 def _lines(path: pathlib.Path) -> list[str]:
     try:
+        if path.stat().st_size > MOST_TEXT_BYTES:
+            raise WeightsError(f"{path}: {path.stat().st_size} bytes are no vocabulary: get the file again")
         return path.read_text(encoding="utf8").rstrip("\n").split("\n")
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None

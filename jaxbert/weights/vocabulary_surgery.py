@@ -58,7 +58,9 @@ def extend_vocabulary(
     tokenizer = open_tokenizer(folder)
     vocabulary = Vocabulary.of(tokenizer)
     if vocabulary.size > (config.vocab_size or 0):
-        raise WeightsError(f"{folder}: has {vocabulary.size} tokens and the model {config.vocab_size} embeddings")
+        raise WeightsError(
+            f"{folder}: has {vocabulary.size} tokens and the model {config.vocab_size} embeddings: take the tokenizer that belongs to it"
+        )
     pieces, known = _pieces(tokenizer, vocabulary, words)
     extended = _with_tokens(tokenizer, list(pieces), vocabulary.size)
     ids = {word: extended.encode(word, add_special_tokens=False).ids for word in pieces}

@@ -217,6 +217,15 @@ def test_a_window_of_a_pair_is_around_where_its_texts_meet(bert: pathlib.Path):
     assert found == pytest.approx(float(torch.softmax(logits, -1)[0, 0]), abs=1e-5)
 
 
+def test_a_pair_of_very_long_texts_costs_what_it_is_long(bert: pathlib.Path):
+    # In the square of their length, these would take ten gigabytes.
+    text = "the cat " * 20_000
+    for long_texts in ("truncate", "window"):
+        predictor = load(bert).predictor("next-sentence", max_length=24, long_texts=long_texts)
+        with pytest.warns(UserWarning, match="were cut"):
+            assert 0 < predictor.next_sentence(text, text) < 1
+
+
 def test_an_embedders_folder_says_how(bert: pathlib.Path, tmp_path: pathlib.Path):
     """Pooling, prompt, lower-casing and length of a sentence-transformers folder, as that library computes them."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -267,6 +276,10 @@ def test_what_cannot_be_served_is_said_in_one_line(bert: pathlib.Path, roberta: 
         (lambda: predictor.embed("a", "sum"), "pooling is 'sum'"),  # pyright: ignore[reportArgumentType]
         (lambda: predictor.next_sentence(["a"], ["b", "c"]), "two lists of the same length"),
         (lambda: predictor.next_sentence("a", ["b"]), "two lists of the same length"),
+        (lambda: predictor.next_sentence(1, 2), "texts are a str or a list"),  # pyright: ignore
+        (lambda: predictor.embed([("a", "b")]), "text 0 is a pair: embed takes texts"),  # pyright: ignore
+        (lambda: load(bert).predictor(max_length="9"), "max_length 9: the model reads"),  # pyright: ignore
+        (lambda: load(bert).predictor(tokens_per_batch=-5), "tokens_per_batch -5: at least 1"),
         (
             lambda: load(roberta).predictor("next-sentence"),
             "next-sentence needs the head 'pooler', and its heads are: mlm",

@@ -1,9 +1,11 @@
 """`jaxbert predict`: a line of JSON for every line, in order."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path
     with pytest.raises(PredictError, match=r"^line 5 has no \[MASK\]"):
         run(model, "fill-mask", lines, tmp_path, lines_at_once=3)
     # What came before is written, beside.
-    assert len((tmp_path / "out.partial").read_text().splitlines()) == 3
+    assert len((tmp_path / "out.partial").read_text().splitlines()) == 4
     assert not (tmp_path / "out").exists()
     with pytest.raises(PredictError, match=r"^line 2 has 0 tabs"):
         run(model, "next-sentence", ["a\tb", "a b"], tmp_path)
@@ -96,6 +98,31 @@ def test_bad_lines_are_reported_where_that_is_wanted(
 def test_several_bad_lines_are_counted(model: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(PredictError, match=r"^line 2 has no \[MASK\].* \(2 more lines cannot be served\)$"):
         run(model, "fill-mask", ["a [MASK]", "b", "c", "d"], tmp_path)
+
+
+def test_where_results_go(model: pathlib.Path, tmp_path: pathlib.Path):
+    (tmp_path / "in").write_text("a cat\n")
+    (tmp_path / "elsewhere").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    predict(PredictOptions(str(model), "embed", str(tmp_path / "in"), str(tmp_path / "link")))
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "elsewhere").read_text())["text"] == "a cat"
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    predict(PredictOptions(str(model), "embed", str(tmp_path / "in"), str(tmp_path / "pipe")))
+    reader.join()
+    assert json.loads(read[0])["text"] == "a cat"
+    assert not (tmp_path / "pipe").is_file()
+    faults = {
+        "is a folder: name a file": {"output": str(tmp_path)},
+        "--top-k 0: at least 1": {"top_k": 0},
+        "--prompt is for --task embed": {"prompt": "query: ", "task": "fill-mask"},
+    }
+    for text, options in faults.items():
+        with pytest.raises(PredictError, match=text):
+            predict(PredictOptions(**({"model": str(model), "task": "embed", "input": str(tmp_path / "in")} | options)))
 
 
 def test_a_byte_order_mark_is_no_text(model: pathlib.Path, tmp_path: pathlib.Path):

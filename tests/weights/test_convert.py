@@ -1,5 +1,6 @@
 """Any system's checkpoint into any other's, the same numbers at the end of every way; and new tokens on the way."""
 
+import copy
 import json
 import pathlib
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 from made_models import bert_for_pretraining, torch_model, write_folder
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxbert.config import VocabularyConfig
@@ -178,6 +181,35 @@ def test_an_export_is_replaced_where_it_is(bert: pathlib.Path, tmp_path: pathlib
     assert {path.name for path in tmp_path.iterdir()} == {"one", "link"}
     modes = {path.stat().st_mode for path in source.iterdir()}
     assert len(modes) == 1
+
+
+def test_a_card_says_what_is_known(bert: pathlib.Path, tmp_path: pathlib.Path):
+    new = (convert(bert, tmp_path / "one").folder / "README.md").read_text()
+    assert "converted with jaxbert" in new
+    assert f"`{bert.name}`" in new
+    own = "---\nlicense: mit\n---\n# Somebody's model\n"
+    (tmp_path / "one" / "README.md").write_text(own)
+    kept = (convert(tmp_path / "one", tmp_path / "two", architecture="BertModel").folder / "README.md").read_text()
+    assert kept == own + "\nConverted with jaxbert to a Hugging Face folder for `BertModel`.\n"
+    again = convert(tmp_path / "two", tmp_path / "three", architecture="BertModel").folder / "README.md"
+    assert again.read_text() == kept
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_stay_sixteen_bits(tmp_path: pathlib.Path, dtype: str):
+    # A copy: the model is shared.
+    model = copy.deepcopy(torch_model("BertForPreTraining")).to(getattr(torch, dtype))
+    source = write_folder(tmp_path / "source", model)
+    loaded = load(source)
+    assert loaded.dtype == dtype
+    assert loaded.params["pooler"]["dense"]["kernel"].dtype == np.float32
+    convert(source, tmp_path / "target")
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "target"))
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == getattr(torch, dtype)
+        assert torch.equal(after[name], tensor), name
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "target").dtype == getattr(torch, dtype)
 
 
 def test_words_that_vocab_txt_cannot_say(bert: pathlib.Path, tmp_path: pathlib.Path):

@@ -58,6 +58,16 @@ def test_an_encoder_alone_and_a_decoder_that_repeats_the_table(tmp_path: pathlib
         load(write(tmp_path / "untied", tree))
 
 
+def test_a_file_of_a_terabyte_is_not_read(tmp_path: pathlib.Path):
+    folder = write(tmp_path / "huge", bert_tree())
+    with (folder / "flax_model.msgpack").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        WeightsError, match=r"has 1,099,511,627,776 bytes, and what the configuration describes [\d,]+ at most"
+    ):
+        load(folder)
+
+
 def test_a_decoder_of_its_own(tmp_path: pathlib.Path):
     tree = bert_tree()
     table = np.random.default_rng(0).normal(size=(VOCAB, WIDTH)).astype(np.float32)

@@ -130,5 +130,12 @@ def test_an_old_embedder_and_a_model_that_is_not_there(embedder: pathlib.Path, t
         (tmp_path / "empty").mkdir()
     with hub(tmp_path / "empty") as (address, _):
         missing = run(address, tmp_path / "other")
+        (tmp_path / "empty" / "config.json").write_text("{}")
+        (tmp_path / "empty" / "pytorch_model.bin").write_bytes(b"not to be read")
     assert missing.returncode == 1
     assert "WeightsError: someone/model: has no config.json on the hub" in missing.stderr
+    with hub(tmp_path / "empty") as (address, asked):
+        pickled = run(address, tmp_path / "third")
+    assert "someone/model/pytorch_model.bin: is a torch pickle" in pickled.stderr
+    assert "save_pretrained(TARGET)" in pickled.stderr
+    assert "pytorch_model.bin" not in asked

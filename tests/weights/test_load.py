@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 
-import huggingface_hub
 import numpy as np
 import pytest
 from made_models import torch_model, write_folder
@@ -26,24 +25,6 @@ def test_a_name_without_a_network_and_without_a_copy(tmp_path: pathlib.Path, mon
         load("nobody/nothing")
     assert "\n" not in str(caught.value)
     assert "name a folder" in str(caught.value)
-
-
-def test_a_name_is_fetched_and_nothing_but_what_is_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    folder, asked = write_folder(tmp_path / "m"), []
-
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert load("someone/model").source == folder / "model.safetensors"
-    [(name, patterns)] = asked
-    assert name == "someone/model"
-    assert not any("bin" in pattern or "msgpack" in pattern or pattern == "*" for pattern in patterns)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="holds no weights"):
-        load("someone/model")
-    assert asked[-1] == ("someone/model", ["flax_model.msgpack"])
 
 
 def test_fresh_heads_over_an_encoder_are_said(tmp_path: pathlib.Path):

@@ -85,9 +85,42 @@ def test_parts_of_a_tokenizer_are_refused(merges_only: pathlib.Path):
     vocabulary_json.write_text(json.dumps({k: v for k, v in pieces.items() if k != "<mask>"}))
     with pytest.raises(WeightsError, match=r"vocab.json: has no <mask>: not a RoBERTa vocabulary"):
         open_tokenizer(merges_only)
+    vocabulary_json.write_text(json.dumps(pieces))
+    merges = (merges_only / "merges.txt").read_text()
+    (merges_only / "merges.txt").write_text(merges[: len(merges) // 4].rsplit("\n", 1)[0])
+    with pytest.raises(
+        WeightsError, match=r"merges.txt: \d+ of the \d+ pieces in vocab.json are made by no line of it"
+    ):
+        open_tokenizer(merges_only)
     (merges_only / "merges.txt").write_text("x y\n")
     with pytest.raises(WeightsError, match=r"vocab.json: is no byte-level BPE together with merges.txt"):
         open_tokenizer(merges_only)
+    for name in ("merges.txt", "vocab.json"):
+        with (merges_only / name).open("wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(WeightsError, match=rf"{name}: 1099511627776 bytes are no"):
+            open_tokenizer(merges_only)
+        (merges_only / name).write_text("{}")
     (merges_only / "merges.txt").unlink()
     with pytest.raises(WeightsError, match=r"merges.txt: no such file"):
         open_tokenizer(merges_only)
+    with pytest.raises(WeightsError, match=r"vocab.json: has no merges.txt beside it"):
+        find_tokenizer(merges_only, 300)
+
+
+def test_a_vocabulary_of_a_terabyte_is_not_read(tmp_path: pathlib.Path):
+    with (tmp_path / "vocab.txt").open("wb") as file:
+        file.truncate(2**40)
+    for call in (lambda: find_tokenizer(tmp_path, 5), lambda: open_tokenizer(tmp_path)):
+        with pytest.raises(WeightsError, match=r"vocab.txt: 1099511627776 bytes are no"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+def test_what_a_configuration_says_of_splitting_is_true_or_false(tmp_path: pathlib.Path, name: str):
+    vocabulary(tmp_path, "hello", "Hello")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: "yes"}))
+    with pytest.raises(WeightsError, match=rf"tokenizer_config.json: {name} is 'yes', and neither true nor false"):
+        open_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({name: None}))
+    assert open_tokenizer(tmp_path).encode("Hello").tokens[1] == "Hello"

@@ -1,0 +1,173 @@
+"""Sequences of examples -> batches: short ones share rows, so that a batch costs about as many tokens as it has.
+
+As in pretraining, the position in the data is the step number: the order of an epoch is a stateless permutation of (seed, epoch),
+and the batch of any step can be made at once. A batch of n sequences holds the same n whatever rows they come to share.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxbert.data.order import row_indices
+from jaxbert.text.packing import pack
+
+Arrays = dict[str, np.ndarray]
+Numbers = int | float | Sequence[int] | Sequence[float]
+SHORTEST_ROW = 64
+"""Tokens; shorter sequences share rows of this length."""
+_TOKENS_PER_SLOT = 8
+# A batch has one of so many numbers of rows: each is a program to compile.
+_SIZES = 8
+_EVALUATION_TOKENS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A sequence that the model reads, and what it should say of it. All features of a task have the same names."""
+
+    example: int
+    """Number of the example that it is made of; an example may have several (windows)."""
+    input_ids: Sequence[int]
+    token_type_ids: Sequence[int]
+    tokens: Mapping[str, Sequence[int] | Sequence[float]] = dataclasses.field(default_factory=dict)
+    """Name -> a number for each token: [R, L] in a batch of R rows."""
+    values: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
+    """Name -> a number or a vector for the sequence: [R, S] or [R, S, n]."""
+    positions: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
+    """Name -> one or several places in the sequence, from 0; in a batch they are places in the row."""
+
+
+class Layout(NamedTuple):
+    """The static sizes of batches."""
+
+    row_length: int
+    """Tokens in a row."""
+    rows_multiple: int
+    """The rows of a batch are a multiple of it: devices that share the batch x microbatches."""
+
+    @property
+    def slots(self) -> int:
+        """Sequences that a row has room for, S."""
+        return max(self.row_length // _TOKENS_PER_SLOT, 1)
+
+
+class Placed(NamedTuple):
+    """A batch, and where in it each feature is."""
+
+    arrays: Arrays
+    features: Int[np.ndarray, " n"]
+    """Numbers of the features."""
+    rows: Int[np.ndarray, " n"]
+    slots: Int[np.ndarray, " n"]
+    starts: Int[np.ndarray, " n"]
+    """Place of the first token in the row."""
+
+
+def layout_of(features: Sequence[Feature], rows_multiple: int) -> Layout:
+    """Rows with room for the longest sequence: a multiple of 8 tokens, 64 at least."""
+    longest = max(len(feature.input_ids) for feature in features)
+    return Layout(max(-(-longest // 8) * 8, SHORTEST_ROW), rows_multiple)
+
+
+class TrainingBatches:
+    """Batches of `batch_size` features in a new order each epoch; the last batch of an epoch has what is left."""
+
+    def __init__(self, features: Sequence[Feature], batch_size: int, layout: Layout, seed: int):
+        self._features, self._batch_size, self._layout, self._seed = features, batch_size, layout, seed
+        self.num_batches: int = -(-len(features) // batch_size)
+        """Batches in an epoch."""
+        most = -(-min(batch_size, len(features)) // layout.rows_multiple)
+        self._row_counts = sorted({-(-most * k // _SIZES) * layout.rows_multiple for k in range(1, _SIZES + 1)})
+
+    def indices(self, step: int) -> Int[np.ndarray, " n"]:
+        """The features in the batch of a step."""
+        epoch, batch = divmod(step, self.num_batches)
+        first = batch * self._batch_size
+        count = min(self._batch_size, len(self._features) - first)
+        return row_indices(epoch * len(self._features) + first, count, len(self._features), self._seed)[1]
+
+    def batches(self, first_step: int, last_step: int, index: int = 0, count: int = 1) -> Iterator[Arrays]:
+        """Part `index` of the `count` equal parts of each step's rows.
+
+        As `fill` makes them, with float32 "real" [R, S]: 1 where there is a sequence.
+        """
+        for step in range(first_step, last_step):
+            chosen = self.indices(step)
+            lengths = np.array([len(self._features[i].input_ids) for i in chosen.tolist()])
+            row_of = pack(lengths, self._layout.row_length, self._layout.slots)
+            rows = next(n for n in self._row_counts if n > row_of.max())
+            yield part(fill(self._features, chosen, row_of, rows, self._layout).arrays, index, count)
+
+
+def evaluation_batches(features: Sequence[Feature], layout: Layout) -> Iterator[Placed]:
+    """Every feature once, in batches of one shape."""
+    lengths = np.array([len(feature.input_ids) for feature in features])
+    row_of = pack(lengths, layout.row_length, layout.slots)
+    rows = -(-max(_EVALUATION_TOKENS // layout.row_length, 1) // layout.rows_multiple) * layout.rows_multiple
+    order = np.argsort(row_of, kind="stable")
+    ends = np.searchsorted(row_of[order], np.arange(0, row_of.max() + 1 + rows, rows))
+    for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        if last > first:
+            chosen = order[first:last]
+            yield fill(features, chosen, row_of[chosen] - row_of[chosen].min() // rows * rows, rows, layout)
+
+
+def part(arrays: Arrays, index: int, count: int) -> Arrays:
+    """Part `index` of the `count` equal parts of a batch's rows."""
+    return {name: np.split(values, count)[index] for name, values in arrays.items()}
+
+
+def fill(
+    features: Sequence[Feature],
+    chosen: Int[np.ndarray, " n"],
+    row_of: Int[np.ndarray, " n"],
+    rows: int,
+    layout: Layout,
+) -> Placed:
+    """A batch of `rows` rows with these features in the rows `row_of`.
+
+    Its arrays: input_ids, token_type_ids, sequence_ids, position_ids int32 [R, L]; cls_positions int32 and real float32 [R, S]; and
+    those of the features by their names, int32 or float32.
+    """
+    length, slots = layout.row_length, layout.slots
+    names = ("input_ids", "token_type_ids", "sequence_ids", "position_ids")
+    arrays: Arrays = {name: np.zeros((rows, length), np.int32) for name in names}
+    arrays["cls_positions"] = np.zeros((rows, slots), np.int32)
+    arrays["real"] = np.zeros((rows, slots), np.float32)
+    model = features[0]
+    for name, numbers in model.tokens.items():
+        arrays[name] = np.zeros((rows, length), _kind(numbers))
+    for name, numbers in (*model.values.items(), *model.positions.items()):
+        arrays[name] = np.zeros((rows, slots, *np.shape(numbers)), _kind(numbers))
+    # Features lie in a row in the order of their numbers, so that a batch does not depend on how it was packed.
+    order = np.lexsort((chosen, row_of))
+    counting = np.arange(length, dtype=np.int32)
+    ends, taken = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    places = np.zeros((3, len(order)), np.int64)
+    for n, (number, row) in enumerate(zip(chosen[order].tolist(), row_of[order].tolist(), strict=True)):
+        feature = features[number]
+        start, slot, size = int(ends[row]), int(taken[row]), len(feature.input_ids)
+        span = slice(start, start + size)
+        arrays["input_ids"][row, span] = feature.input_ids
+        arrays["token_type_ids"][row, span] = feature.token_type_ids
+        arrays["sequence_ids"][row, span] = slot + 1
+        arrays["position_ids"][row, span] = counting[:size]
+        arrays["cls_positions"][row, slot] = start
+        arrays["real"][row, slot] = 1
+        for name, numbers in feature.tokens.items():
+            arrays[name][row, span] = numbers
+        for name, numbers in feature.values.items():
+            arrays[name][row, slot] = numbers
+        for name, numbers in feature.positions.items():
+            arrays[name][row, slot] = np.asarray(numbers) + start
+        ends[row] += size
+        taken[row] += 1
+        places[:, n] = row, slot, start
+    return Placed(arrays, chosen[order], *places)
+
+
+def _kind(numbers: Numbers) -> type[np.int32] | type[np.float32]:
+    return np.int32 if np.asarray(numbers).dtype.kind in "iub" else np.float32

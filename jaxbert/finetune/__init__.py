@@ -1,0 +1,1 @@
+"""Labelled files -> a fine-tuned model, its report, and a folder that predicts."""

@@ -1,0 +1,169 @@
+"""What a fine-tuning run ends with: report.md and report.json, learning curves, a confusion matrix, and the worst mistakes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxbert.tasks.task import BoundTask, Mistake, Table
+
+# Mistakes that the report shows, and characters of each.
+_SHOWN, _LONGEST = 20, 300
+# More classes than this are no picture.
+_MOST_CLASSES = 80
+
+Split = tuple[Sequence[Any], Mapping[str, float], Sequence[Any]]
+"""Examples, measures, predictions."""
+
+
+def write(
+    workdir: Path,
+    name: str,
+    task: BoundTask[Any, Any],
+    splits: Mapping[str, Split],
+    *,
+    untrained: Mapping[str, float],
+    facts: Mapping[str, str],
+    warnings: Sequence[str],
+) -> None:
+    """Write the report of a run into its folder, and print its table of measures.
+
+    `splits`: "dev", and "test" where there is one; the last is what tables, confusion and mistakes are of. `untrained`: measures on
+    dev of the same model without pretraining; empty where that was not asked for.
+    """
+    last = list(splits)[-1]
+    examples, _, predictions = splits[last]
+    tables = list(task.tables(examples, predictions))
+    mistakes = sorted(task.mistakes(examples, predictions), key=lambda mistake: -mistake.loss)
+    confusion = task.confusion(examples, predictions)
+    pictures = {"curves.png": "learning curves"}
+    draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", task.metric)
+    if confusion is not None and len(confusion[0]) <= _MOST_CLASSES:
+        draw_confusion(workdir / "confusion.png", *confusion)
+        pictures["confusion.png"] = f"confusion matrix of {last}"
+    measures = _measures(splits, untrained)
+    page = _page(name, measures, facts, warnings, tables, mistakes[:_SHOWN], pictures, last)
+    (workdir / "report.md").write_text(page, encoding="utf8")
+    content = {
+        "name": name,
+        "metric": task.metric,
+        "measures": {split: dict(found) for split, (_, found, _) in splits.items()},
+        "untrained": dict(untrained),
+        "facts": dict(facts),
+        "warnings": list(warnings),
+        "tables": [{"title": t.title, "columns": list(t.columns), "rows": [list(r) for r in t.rows]} for t in tables],
+        "confusion": None
+        if confusion is None
+        else {"labels": list(confusion[0]), "counts": np.asarray(confusion[1]).tolist()},
+        "mistakes": {"count": len(mistakes), "worst": [mistake._asdict() for mistake in mistakes[:_SHOWN]]},
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (workdir / "report.json").write_text(text, encoding="utf8")
+    _show(measures)
+
+
+def _measures(splits: Mapping[str, Split], untrained: Mapping[str, float]) -> Table:
+    names = list(dict.fromkeys(name for _, found, _ in splits.values() for name in found if name != "label_loss"))
+    columns = {split: found for split, (_, found, _) in splits.items()}
+    columns |= {"dev, without pretraining": untrained} if untrained else {}
+    rows = [
+        [name.replace("_", " "), *(f"{found[name]:.4f}" if name in found else "" for found in columns.values())]
+        for name in names
+    ]
+    return Table("Measures", ["", *columns], rows)
+
+
+def _page(
+    name: str,
+    measures: Table,
+    facts: Mapping[str, str],
+    warnings: Sequence[str],
+    tables: Sequence[Table],
+    mistakes: Sequence[Mistake],
+    pictures: Mapping[str, str],
+    split: str,
+) -> str:
+    lines = [f"# {name}", "", *_markdown(measures), ""]
+    lines += [f"- warning: {warning}" for warning in warnings] + ([""] if warnings else [])
+    lines += [f"![{text}]({file})\n" for file, text in pictures.items()]
+    lines += [*_markdown(Table("", ("run", ""), [[key, value] for key, value in facts.items()])), ""]
+    for table in tables:
+        lines += [f"## {table.title} ({split})", "", *_markdown(table), ""]
+    if mistakes:
+        rows = [[f"{m.loss:.2f}", m.gold, m.predicted, _short(m.text)] for m in mistakes]
+        lines += [f"## Worst mistakes ({split})", ""]
+        lines += [*_markdown(Table("", ("loss", "right", "predicted", "text"), rows)), ""]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _markdown(table: Table) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    numbers = ["---"] + [
+        "---:" if all(_is_number(row[i]) for row in table.rows) else "---" for i in range(1, len(table.columns))
+    ]
+    return [line(table.columns), "|" + "|".join(numbers) + "|", *map(line, table.rows)]
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").replace("-", "").isdigit() or not cell
+
+
+def draw_curves(metrics_file: Path, picture: Path, metric: str) -> None:
+    """Draw loss and the task's measure over the steps, training and dev, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
+    # Not pyplot: it keeps global state and looks for a display.
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
+        for split, label, style in (("train", "training", {"alpha": 0.6}), ("heldout", "dev", {"marker": "o"})):
+            points = [(r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(picture, dpi=120)
+
+
+def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> None:
+    """Draw how often each class (row) was taken for each (column), as shares of the rows, into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = max(4.0, 0.28 * len(names) + 2)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="right")
+    axes.set_xticklabels(names, rotation=90)
+    axes.set_yticklabels(names)
+    if len(names) <= 20:
+        for row, column in np.argwhere(counts > 0).tolist():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
+    figure.savefig(picture, dpi=120)
+
+
+def _show(measures: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    grid = Grid(*measures.columns)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in measures.rows:
+        grid.add_row(*row)
+    Console().print(grid)

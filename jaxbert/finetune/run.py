@@ -1,0 +1,295 @@
+"""A fine-tuning run from labelled files to a report: what `finetune.py` and a notebook call.
+
+Nothing is decided here that a room below decides; this file is the order in which they are asked.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxbert import run_folder
+from jaxbert.config import TrainConfig
+from jaxbert.data.examples import (
+    Arrays,
+    Feature,
+    Layout,
+    TrainingBatches,
+    evaluation_batches,
+    layout_of,
+    part,
+)
+from jaxbert.finetune import report
+from jaxbert.finetune.config import FinetuneConfig
+from jaxbert.finetune.examples import Examples, read_all
+from jaxbert.finetune.source import Source, find_source
+from jaxbert.finetune.validation import validate
+from jaxbert.tasks.registry import make_task
+from jaxbert.tasks.task import BoundTask, Encoder, Task
+from jaxbert.train.checkpoint import Checkpoints
+from jaxbert.train.evaluate import Totals
+from jaxbert.train.freezing import Frozen
+from jaxbert.train.loop import FitResult
+from jaxbert.train.processes import barrier, initialize, say
+from jaxbert.train.session import Session
+from jaxbert.train.sharding import process_slice
+from jaxbert.train.state import TrainState
+from jaxbert.train.step import make_outputs_step
+from jaxbert.weights import huggingface
+from jaxbert.weights.configuration import CLASS_PREFIX
+from jaxbert.weights.model_card import model_card
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneResult:
+    """Where a run stands when `finetune` returns."""
+
+    workdir: Path
+    model: Path | None
+    """A Hugging Face folder of the best checkpoint; None for a run that is not finished."""
+    step: int
+    """Of the best checkpoint."""
+    dev: Mapping[str, float]
+    """Measures by name."""
+    test: Mapping[str, float]
+    """Empty where there is no data.test."""
+    untrained: Mapping[str, float]
+    """Measures on dev of the same model without its pretraining, where that was asked for."""
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Read the examples, train, evaluate, save and report, or go on with the run that `config.workdir` holds.
+
+    Raises `UserError` with a text of one line for what the user can mend.
+    """
+    started = time.monotonic()
+    initialize(config.mesh, config.distributed)
+    validate(config, jax.device_count())
+    workdir = Path(config.workdir)
+    task = make_task(config.task)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(run_folder.locked(workdir))
+        examples = read_all(task, config.data, config.seed)
+        for warning in examples.warnings:
+            say(f"warning: {warning}")
+        run_folder.check_same_finetuning(config, examples.fingerprint, workdir)
+        source = _on_process_0_first(lambda: find_source(config, map(task.text, examples.train), workdir))
+        if jax.process_index() == 0:
+            run_folder.save_finetuning(config, workdir, examples.fingerprint)
+        untrained: Mapping[str, float] = {}
+        if config.compare_untrained and source.params is not None:
+            say(f"without the pretraining of {source.name}:")
+            alone = dataclasses.replace(config, workdir=str(workdir / "untrained"), name=f"{config.name}, untrained")
+            outcome = _Run(alone, task, examples, dataclasses.replace(source, params=None)).train()
+            if outcome.result.interrupted:
+                return FinetuneResult(workdir, None, outcome.result.step, {}, {}, {})
+            untrained = outcome.best
+        say(f"starting from {source.name}:")
+        run = _Run(config, task, examples, source)
+        outcome = run.train()
+        if outcome.result.interrupted:
+            say(f"stopped at step {outcome.result.step:,}; the same command goes on from there")
+            return FinetuneResult(workdir, None, outcome.result.step, outcome.result.evaluation or {}, {}, untrained)
+        return run.finish(outcome, untrained, started)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    result: FitResult
+    state: TrainState
+    """Of the best checkpoint."""
+    step: int
+    best: Mapping[str, float]
+    """Its measures on dev."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    examples: Sequence[Any]
+    features: Sequence[Feature]
+
+
+class _Run:
+    """The parts of a run, built once."""
+
+    def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
+        self.source, self.examples = source, examples
+        model = source.with_dropout(config)
+        # Longer sequences have no positions.
+        max_length = min(config.data.max_length, model.max_position_embeddings)
+        encoder = Encoder(model, source.family, source.tokenizer, max_length)
+        self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
+        self.model_config = model
+        self.train_split, self.dev, self.test = (
+            _Split(some, self.bound.features(some)) for some in (examples.train, examples.dev, examples.test)
+        )
+        rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
+        self.layout: Layout = layout_of([*self.train_split.features, *self.dev.features], rows_multiple)
+        self.batches = TrainingBatches(self.train_split.features, config.train.batch_size, self.layout, config.seed)
+        steps = _steps(config, self.batches.num_batches)
+        self.config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
+        )
+        frozen = config.optimizer.freeze_embeddings or config.optimizer.freeze_layers > 0
+        self.session = Session(self.config, steps, Frozen(self.bound, config.optimizer) if frozen else self.bound)
+        self._outputs = make_outputs_step(self.bound.outputs, self.session.shardings, self.session.mesh)
+
+    def train(self) -> _Outcome:
+        """Restore or create the state, and train it to the end or to a signal."""
+        with Checkpoints(self.config.workdir, self.config.checkpoint, highest=self.bound.metric) as checkpoints:
+            state = self.session.start(checkpoints, self._start())
+
+            def evaluate(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+                found = self.evaluate(state, self.dev, should_stop)
+                return None if found is None else found[0]
+
+            headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
+            result = self.session.fit(state, self._batches, evaluate, checkpoints, headline=headline)
+            step = checkpoints.best_step()
+            if result.interrupted or step is None or step == result.step:
+                return _Outcome(result, result.state, result.step, result.evaluation or {})
+            record = checkpoints.record(step)
+            best = (record.evaluation if record else None) or {}
+            return _Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
+
+    def _start(self) -> Mapping[str, Any] | None:
+        """The parameters to start with: those of the source that the task has, without the blocks that start anew."""
+        if self.source.params is None:
+            return None
+        shapes = jax.eval_shape(self.bound.init, jax.random.key(0))
+        params = {name: dict(tree) for name, tree in self.source.params.items() if name in shapes}
+        first = self.model_config.num_layers - self.config.train.reinit_layers
+        for name in list(params["encoder"]):
+            block = re.fullmatch(r"layers_(\d+)", name)
+            if block and int(block[1]) >= first:
+                del params["encoder"][name]
+        return params
+
+    def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
+        return self.batches.batches(first_step, last_step, *process_slice(self.session.mesh))
+
+    def evaluate(
+        self, state: TrainState, split: _Split, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], list[Any]] | None:
+        """Measures, and a prediction for each example; None where `should_stop` said so between two batches."""
+        totals = Totals()
+        found: list[Mapping[str, np.ndarray]] = [{} for _ in split.features]
+        mine = process_slice(self.session.mesh)
+        for placed in evaluation_batches(split.features, self.layout):
+            if should_stop():
+                return None
+            sums, outputs = jax.device_get(self._outputs(state, self.session.put(part(placed.arrays, *mine))))
+            totals.add(sums)
+            columns = (placed.features, placed.rows, placed.slots, placed.starts)
+            for feature, row, slot, start in zip(*(column.tolist() for column in columns), strict=True):
+                stop = start + len(split.features[feature].input_ids)
+                found[feature] = {name: values[row, slot] for name, values in outputs.sequences.items()} | {
+                    name: values[row, start:stop] for name, values in outputs.tokens.items()
+                }
+        predictions = self.bound.decode(split.examples, split.features, found)
+        measures = self.bound.score(split.examples, predictions)
+        return {**totals.means(self.bound.loss_weights), **measures}, predictions
+
+    def finish(self, outcome: _Outcome, untrained: Mapping[str, float], started: float) -> FinetuneResult:
+        """Export the best checkpoint, evaluate it once more on everything that is held out, and report."""
+        workdir = Path(self.config.workdir)
+        dev = self.evaluate(outcome.state, self.dev)
+        test = self.evaluate(outcome.state, self.test) if self.test.features else None
+        assert dev is not None
+        model = self._export(outcome, dev[0], workdir / "model")
+        if jax.process_index() == 0:
+            splits = {"dev": (self.dev.examples, *dev)} | ({"test": (self.test.examples, *test)} if test else {})
+            report.write(
+                workdir,
+                self.config.name,
+                self.bound,
+                splits,
+                untrained=untrained,
+                facts=self._facts(outcome, time.monotonic() - started),
+                warnings=self.examples.warnings,
+            )
+        say(f"model for transformers: {model}")
+        say(
+            f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s"
+        )
+        return FinetuneResult(workdir, model, outcome.step, dev[0], test[0] if test else {}, untrained)
+
+    def _facts(self, outcome: _Outcome, seconds: float) -> dict[str, str]:
+        sizes = {"train": self.train_split, "dev": self.dev, "test": self.test}
+        return {
+            "started from": self.source.name,
+            "parameters": f"{self.session.num_parameters:,}",
+            "examples": ", ".join(f"{len(split.examples):,} {name}" for name, split in sizes.items() if split.examples),
+            "epochs": f"{self.config.train.epochs:g}",
+            "steps": f"{outcome.result.step:,}, the best checkpoint is of step {outcome.step:,}",
+            "batch": f"{self.config.train.batch_size} sequences in rows of {self.layout.row_length} tokens",
+            "peak learning rate": f"{self.config.optimizer.peak_learning_rate:g}",
+            "seed": f"{self.config.seed}",
+            "time of this start": f"{seconds:.0f} s",
+        }
+
+    def _export(self, outcome: _Outcome, metrics: Mapping[str, float], folder: Path) -> Path:
+        params = multihost_utils.process_allgather(outcome.state.params, tiled=True)
+        if jax.process_index() != 0:
+            return folder
+        architecture = CLASS_PREFIX[self.source.family] + self.bound.architecture
+        card = model_card(
+            self.config.name,
+            architecture,
+            data=f"Fine-tuned from `{self.source.name}` on "
+            + ", ".join(f"`{source}`" for source in self.config.data.train)
+            + ".",
+            steps=outcome.step,
+            settings={
+                "batch": self.config.train.batch_size,
+                "peak learning rate": self.config.optimizer.peak_learning_rate,
+                "epochs": self.config.train.epochs,
+                "seed": self.config.seed,
+            },
+            metrics={f"dev {name}": value for name, value in metrics.items() if math.isfinite(value)},
+        )
+        dropped = ("id2label", "label2id", "num_labels", "problem_type")
+        extra = {key: value for key, value in self.source.extra.items() if key not in dropped}
+        return huggingface.save(
+            folder,
+            self.model_config,
+            params,
+            self.source.tokenizer_folder,
+            architecture=architecture,
+            card=card,
+            extra=extra | self.bound.configuration(),
+            carried=self.source.carried,
+            labels=len(self.bound.labels),
+            unused_positions=self.source.unused_positions,
+            overwrite=True,
+        )
+
+
+def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:
+    train = config.train
+    return TrainConfig(
+        num_steps=max(math.ceil(train.epochs * in_epoch), 1),
+        batch_size=train.batch_size,
+        accumulation_steps=train.accumulation_steps,
+        max_nonfinite_steps=train.max_nonfinite_steps,
+        log_every=train.log_every,
+        evaluate_every=max(round(in_epoch / train.evaluations), 1),
+        prefetch=train.prefetch,
+    )
+
+
+def _on_process_0_first(make: Callable[[], Source]) -> Source:
+    if jax.process_index() == 0:
+        found = make()
+        barrier("jaxbert_source")
+        return found
+    barrier("jaxbert_source")
+    return make()

@@ -1,0 +1,110 @@
+"""Contradictions between the fields of a fine-tuning configuration, found all at once and before anything is read."""
+
+import math
+from collections.abc import Iterator
+
+from jaxbert.config import ConfigError
+from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, SpanConfig, TaggingConfig
+
+
+def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
+    """Raise `ConfigError` with every contradiction between fields, one line each. Reads nothing.
+
+    `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
+    """
+    problems = [*_ranges(config), *_task(config)]
+    if num_devices is not None:
+        problems += _mesh(config, num_devices)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _ranges(c: FinetuneConfig) -> Iterator[str]:
+    o, t = c.optimizer, c.train
+    shares = {
+        "data.dev_share": c.data.dev_share,
+        "dropout": c.dropout or 0.0,
+        "optimizer.warmup_share": o.warmup_share or 0.0,
+        "optimizer.layer_decay": o.layer_decay,
+        "optimizer.final_learning_rate_share": o.final_learning_rate_share,
+    }
+    yield from (
+        f"{name} is {value}: it is a share, from 0 to 1" for name, value in shares.items() if not 0 <= value <= 1
+    )
+    positive = {
+        "data.max_length": c.data.max_length,
+        "data.max_train_examples": c.data.max_train_examples,
+        "optimizer.peak_learning_rate": o.peak_learning_rate,
+        "optimizer.epsilon": o.epsilon,
+        "train.epochs": t.epochs,
+        "train.batch_size": t.batch_size,
+        "train.accumulation_steps": t.accumulation_steps,
+        "train.evaluations": t.evaluations,
+        "train.log_every": t.log_every,
+        "train.max_nonfinite_steps": t.max_nonfinite_steps,
+        "train.prefetch": t.prefetch,
+        "checkpoint.keep_last": c.checkpoint.keep_last,
+        "mesh.fsdp": c.mesh.fsdp,
+        "mesh.tensor": c.mesh.tensor,
+        "mesh.cpu_devices": c.mesh.cpu_devices,
+    }
+    above = [(name, value) for name, value in positive.items() if value is not None and not 0 < value < math.inf]
+    yield from (f"{name} is {value}: it must be a number above 0" for name, value in above)
+    least = {
+        "optimizer.weight_decay": o.weight_decay,
+        "optimizer.max_grad_norm": o.max_grad_norm,
+        "optimizer.freeze_layers": o.freeze_layers,
+        "optimizer.warmup_steps": o.warmup_steps,
+        "train.reinit_layers": t.reinit_layers,
+    }
+    yield from (f"{name} is {value}: it must not be negative" for name, value in least.items() if not value >= 0)
+    below = {"optimizer.beta1": o.beta1, "optimizer.beta2": o.beta2}
+    yield from (
+        f"{name} is {value}: it must be from 0 to below 1" for name, value in below.items() if not 0 <= value < 1
+    )
+    if not 0 <= c.seed < 2**32:
+        yield f"seed is {c.seed}: it must be from 0 to below 2**32"
+    if not c.workdir:
+        yield "workdir is empty: name a folder"
+    if not c.data.train:
+        yield "data.train is empty: name a file, or builtin"
+    if not c.data.dev and c.data.dev_share == 0:
+        yield "data.dev_share is 0 and data.dev is empty: there is nothing to evaluate on"
+    if c.data.max_length < 8:
+        yield f"data.max_length is {c.data.max_length}: a sequence needs at least 8 tokens"
+    if len(set(c.data.columns)) != len(c.data.columns):
+        yield "data.columns names a column twice"
+
+
+def _task(c: FinetuneConfig) -> Iterator[str]:
+    task = c.task
+    if not isinstance(task, SpanConfig) and len(set(task.labels)) != len(task.labels):
+        yield "task.labels names a label twice"
+    if isinstance(task, ClassificationConfig):
+        if not 0 <= task.label_smoothing < 1:
+            yield f"task.label_smoothing is {task.label_smoothing}: it is a share, from 0 to below 1"
+        if not 0 < task.threshold < 1:
+            yield f"task.threshold is {task.threshold}: it is a probability between 0 and 1"
+        if task.target != "class" and task.class_weights != "none":
+            yield f'task.class_weights "{task.class_weights}" is for a target of one class, and it is "{task.target}"'
+    if isinstance(task, TaggingConfig) and task.word_column == task.tag_column:
+        yield f"task.word_column and task.tag_column are both {task.word_column}"
+    if isinstance(task, SpanConfig):
+        for name in ("stride", "max_question_length", "max_answer_length", "n_best"):
+            if getattr(task, name) < 1:
+                yield f"task.{name} is {getattr(task, name)}: it must be at least 1"
+        if task.stride + task.max_question_length + 3 >= c.data.max_length:
+            yield (
+                f"task.stride ({task.stride}) and task.max_question_length ({task.max_question_length}) leave no room in "
+                f"data.max_length ({c.data.max_length}): raise it, or lower them"
+            )
+
+
+def _mesh(c: FinetuneConfig, num_devices: int) -> Iterator[str]:
+    mesh = c.mesh
+    fixed = mesh.fsdp * mesh.tensor
+    if fixed < 1 or num_devices % fixed or (mesh.data != -1 and mesh.data * fixed != num_devices):
+        yield (
+            f"mesh.data ({mesh.data}) x mesh.fsdp ({mesh.fsdp}) x mesh.tensor ({mesh.tensor}) "
+            f"does not make the number of devices ({num_devices})"
+        )

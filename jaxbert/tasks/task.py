@@ -1,0 +1,212 @@
+"""What a fine-tuning task is: how its examples are read, what the model computes of them, and how that is scored.
+
+A new task is one new file with two classes: a `Task`, which reads records, and a `BoundTask`, which has the model. The step and the
+loop are those of pretraining.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tokenizers import Encoding, Tokenizer
+
+from jaxbert.config import ModelConfig
+from jaxbert.data.examples import Feature
+from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.train.losses import Sums
+from jaxbert.train.state import Batch
+from jaxbert.weights.names import Family
+
+E = TypeVar("E")
+P = TypeVar("P")
+
+
+class Encoder(NamedTuple):
+    """What a task puts its head on."""
+
+    config: ModelConfig
+    family: Family
+    tokenizer: Tokenizer
+    max_length: int
+    """Tokens of a sequence."""
+
+
+class Outputs(NamedTuple):
+    """What the model says of a batch, for the host to decode."""
+
+    sequences: Mapping[str, Array]
+    """[R, S, ...]: of each sequence."""
+    tokens: Mapping[str, Array]
+    """[R, L, ...]: of each token."""
+
+
+class Table(NamedTuple):
+    """A table of a report."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Mistake(NamedTuple):
+    """An example that the model got wrong."""
+
+    text: str
+    gold: str
+    predicted: str
+    loss: float
+    """The larger, the worse."""
+
+
+class Task(abc.ABC, Generic[E, P]):
+    """A task before its model is known. `E` is its example, `P` its prediction."""
+
+    @abc.abstractmethod
+    def parse(self, record: Record) -> E:
+        """The example in a record. Raises BadRecordError, saying what is wrong with it, and ExamplesError for a missing column."""
+
+    @abc.abstractmethod
+    def text(self, example: E) -> str:
+        """What tells an example from others."""
+
+    @abc.abstractmethod
+    def labels_of(self, example: E) -> Iterable[str]:
+        """The labels of an example."""
+
+    @abc.abstractmethod
+    def labels(self, train: Sequence[E]) -> tuple[str, ...]:
+        """The labels of the task, in the order of their ids."""
+
+    @abc.abstractmethod
+    def bind(self, labels: tuple[str, ...], train: Sequence[E], encoder: Encoder) -> "BoundTask[E, P]":
+        """The task with a head for these labels."""
+
+
+class BoundTask(abc.ABC, Generic[E, P]):
+    """A task on an encoder, with its labels: what is trained and scored. It is a `jaxbert.train.state.Task`."""
+
+    architecture: str
+    """transformers' class without its family's name, "ForSequenceClassification"."""
+    metric: str
+    """The measure of `score` that the best checkpoint is chosen by; the higher the better."""
+    loss_weights: Mapping[str, float]
+    """Coefficient of each loss term of `sums`."""
+    model: nn.Module
+    """Takes input_ids, token_type_ids, sequence_ids, position_ids; `apply` says what else."""
+    labels: Sequence[str]
+
+    # What the step computes.
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters, boxed with their logical axis names."""
+        # Parameters have the same shapes for any batch: the smallest will do.
+        one_BxL = jnp.zeros((1, 1), jnp.int32)
+        return self.model.init(key, one_BxL, one_BxL, one_BxL)["params"]
+
+    def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
+        """What the model says of a batch. `dropout_key` None: no dropout."""
+        tokens = (batch[name] for name in ("input_ids", "token_type_ids", "sequence_ids", "position_ids"))
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return self.model.apply({"params": params}, *tokens, deterministic=dropout_key is None, rngs=rngs)
+
+    @abc.abstractmethod
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """Total weight of each loss term over the batch, from the data alone."""
+
+    @abc.abstractmethod
+    def sums(self, found: Any, batch: Batch) -> dict[str, Sums]:
+        """(sum, weight) of each loss term, and of what else is measured in training; `found`: as from `apply`."""
+
+    @abc.abstractmethod
+    def readable(self, found: Any) -> Outputs:
+        """What `decode` wants of what `apply` gives."""
+
+    def forward(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> dict[str, Sums]:
+        """(sum, weight) of each loss term and metric over the batch."""
+        return self.sums(self.apply(params, batch, dropout_key), batch)
+
+    def outputs(self, params: Any, batch: Batch) -> tuple[dict[str, Sums], Outputs]:
+        """`sums` and `readable` without dropout."""
+        found = self.apply(params, batch, None)
+        return self.sums(found, batch), self.readable(found)
+
+    # What the host does.
+
+    @abc.abstractmethod
+    def features(self, examples: Sequence[E]) -> list[Feature]:
+        """The sequences that the model reads, in the order of the examples."""
+
+    @abc.abstractmethod
+    def decode(
+        self, examples: Sequence[E], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[P]:
+        """A prediction for each example; `outputs`: of each feature, those of tokens cut to its length."""
+
+    @abc.abstractmethod
+    def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
+        """Measures by name, 0 to 1 but for those of numbers."""
+
+    def configuration(self) -> dict[str, Any]:
+        """Keys for config.json."""
+        return {
+            "id2label": {str(i): label for i, label in enumerate(self.labels)},
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+        }
+
+    def tables(self, examples: Sequence[E], predictions: Sequence[P]) -> list[Table]:
+        """What a report shows beside the measures."""
+        return []
+
+    def confusion(self, examples: Sequence[E], predictions: Sequence[P]) -> tuple[Sequence[str], np.ndarray] | None:
+        """Names, and how often each (row) was taken for each (column); None where there is no such thing."""
+        return None
+
+    def mistakes(self, examples: Sequence[E], predictions: Sequence[P]) -> list[Mistake]:
+        """What was predicted wrong."""
+        return []
+
+
+def encode(encoder: Encoder, texts: Sequence[Any], words: bool = False) -> list[Encoding]:
+    """The encodings of texts, of pairs, or (`words`) of lists of words. What is too long is cut, the longer part of a pair first."""
+    tokenizer = Tokenizer.from_str(encoder.tokenizer.to_str())
+    tokenizer.enable_truncation(encoder.max_length)
+    return tokenizer.encode_batch(list(texts), is_pretokenized=words)
+
+
+def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:
+    """Token types; some tokenizers number the parts of a pair for models that do not tell them apart."""
+    return encoding.type_ids if encoder.config.type_vocab_size > 1 else [0] * len(encoding)
+
+
+def column(record: Record, name: str, field: str) -> Any:
+    """What stands in a column. Raises ExamplesError, naming the `field` of the configuration, where there is no such column."""
+    if name not in record.values:
+        there = ", ".join(map(repr, record.values))
+        raise ExamplesError(f"{record.place}: has no column {name!r}: set {field} to one of {there}")
+    return record.values[name]
+
+
+def text_in(record: Record, name: str, field: str) -> str:
+    """The text in a column. Raises BadRecordError where it is none, or empty."""
+    value = column(record, name, field)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRecordError(f"{name} is {'empty' if value == '' or isinstance(value, str) else repr(value)}")
+    return value
+
+
+def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """The labels of examples; in the order of numbers where all are numbers."""
+    found = {label for labels in examples for label in labels}
+    numbers = all(label.lstrip("-").isdigit() for label in found)
+    return tuple(sorted(found, key=int if numbers else str))
+
+
+def unknown_label(label: str, labels: Sequence[str]) -> ExamplesError:
+    """What is raised for a label that the task has not."""
+    some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+    return ExamplesError(f"there is no label {label!r} in training, where there are {some}: list all with task.labels")
