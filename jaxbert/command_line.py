@@ -27,7 +27,7 @@ PACKAGES = (
 T = TypeVar("T")
 
 
-def parse(arguments: Sequence[str], default: Callable[[], Config], description: str) -> Config:
+def parse(arguments: Sequence[str], default: Callable[[], T], description: str) -> T:
     """The configuration that `--config` names (or `default()`), with the fields that the other arguments set.
 
     Prints the help, or what is wrong with the arguments and the nearest field names, and exits where tyro does.
@@ -36,19 +36,21 @@ def parse(arguments: Sequence[str], default: Callable[[], Config], description: 
     import tyro
 
     file, rest = _take_config(list(arguments))
-    base = default() if file is None else load(Path(file))
+    base = default()
+    cls = type(base)
+    base = base if file is None else load(Path(file), cls)
     usage = f"{description}\n\n--config FILE: a Python file with get_config(), or the config.json of an earlier run."
-    return tyro.cli(Config, default=base, args=rest, description=usage, config=(tyro.conf.AvoidSubcommands,))
+    return tyro.cli(cls, default=base, args=rest, description=usage, config=(tyro.conf.AvoidSubcommands,))
 
 
-def load(path: Path) -> Config:
-    """The configuration in a .py or .json file. Raises `ConfigError` when it holds none."""
+def load(path: Path, cls: type[T] = Config) -> T:
+    """The configuration in a .py or .json file. Raises `ConfigError` when it holds none of this class."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: --config takes a .py file with get_config(), or a run's config.json")
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file{_nearby(path)}")
     if path.suffix == ".json":
-        return _from_json_file(path)
+        return _from_json_file(path, cls)
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
     try:
@@ -58,12 +60,13 @@ def load(path: Path) -> Config:
         raise ConfigError(
             f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: has no get_config() that returns a jaxbert.config.Config")
+    if not isinstance(config, cls):
+        found = f", but a {type(config).__name__}" if dataclasses.is_dataclass(config) else ""
+        raise ConfigError(f"{path}: has no get_config() that returns a {cls.__module__}.{cls.__name__}{found}")
     return config
 
 
-def save(config: Config, path: Path, **also: Any) -> None:
+def save(config: Any, path: Path, **also: Any) -> None:
     """Write the configuration, the versions of everything that decides its result, and `also`. A kill leaves the old file."""
     record = {"config": dataclasses.asdict(config), "versions": versions(), **also}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,10 +113,10 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _from_json_file(path: Path) -> Config:
+def _from_json_file(path: Path, cls: type[T]) -> T:
     record = read_record(path)
     try:
-        return from_dict(Config, record["config"])
+        return from_dict(cls, record["config"])
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -129,13 +132,24 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType:
         if value is None:
             return None
-        return _convert(next(option for option in inner if option is not types.NoneType), value, where)
+        options = [option for option in inner if option is not types.NoneType]
+        return _convert(options[0] if len(options) == 1 else _of_kind(options, value, where), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
         return value
     wanted = f"one of {', '.join(map(repr, inner))}" if origin is typing.Literal else getattr(kind, "__name__", kind)
     raise ConfigError(f"{where} is {value!r}: it must be {wanted}")
+
+
+def _of_kind(options: Sequence[Any], value: Any, where: str) -> Any:
+    """The one of several dataclasses that the field "kind" names."""
+    kind = value.get("kind") if isinstance(value, dict) else None
+    for option in options:
+        if option.kind == kind:
+            return option
+    kinds = ", ".join(option.kind for option in options)
+    raise ConfigError(f"{where}.kind is {kind!r}: it must be one of {kinds}")
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

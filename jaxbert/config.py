@@ -180,6 +180,8 @@ class OptimizerConfig:
     """After the warm-up: linear or cosine decay to the end, constant, or constant with a decay at the end ("wsd")."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up from 0."""
+    warmup_share: float | None = None
+    """Warm-up as a share of all steps, 0 to 1, in place of warmup_steps."""
     wsd_decay_share: float = 0.2
     """Share of all steps that the final decay of "wsd" takes, 0 to 1."""
     final_learning_rate_share: float = 0.0
@@ -194,6 +196,16 @@ class OptimizerConfig:
     """Decoupled weight decay; on kernels and embeddings only."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm. 0: no clipping."""
+    layer_decay: float = 1.0
+    """Each block's learning rate as a share of that of the block above; the embeddings are below the first (Sun et al. 2019)."""
+    freeze_embeddings: bool = False
+    """Leave the embeddings as they are."""
+    freeze_layers: int = 0
+    """Leave so many of the lowest blocks as they are, and the embeddings with them."""
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of `num_steps`."""
+        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * num_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +271,7 @@ class CheckpointConfig:
     keep_last: int = 3
     """Newest checkpoints to keep."""
     keep_best: bool = True
-    """Also keep the checkpoint with the lowest held-out loss."""
+    """Also keep the checkpoint with the lowest held-out loss; in fine-tuning, with the highest measure of the task."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxbert.text.rows import Rows
 from jaxbert.text.units import Split
 from jaxbert.text.vocabulary import load_tokenizer
 from jaxbert.train.loop import FitResult
+from jaxbert.train.processes import describe_devices
 from jaxbert.weights import huggingface
 from jaxbert.weights.model_card import model_card
 
@@ -104,8 +105,3 @@ class Finished:
             ("devices", describe_devices()),
             ("time of this start", f"{seconds:.0f} s"),
         ]
-
-
-def describe_devices() -> str:
-    """The devices of all processes, in words."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

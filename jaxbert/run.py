@@ -5,7 +5,6 @@ Nothing is decided here that a room below decides; this file is the order in whi
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,13 +13,12 @@ from typing import cast
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from jaxbert import run_folder
 from jaxbert.config import Config, ModelConfig, Phase, UserError
 from jaxbert.data.pretraining import PretrainingBatches
 from jaxbert.report import Baselines
-from jaxbert.results import Finished, describe_devices
+from jaxbert.results import Finished
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.text.prepare import Prepared, prepare
 from jaxbert.text.rows import Rows
@@ -28,12 +26,12 @@ from jaxbert.text.units import Split
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import evaluate
 from jaxbert.train.flops import model_flops, peak_flops
-from jaxbert.train.loop import FitResult, fit
-from jaxbert.train.optimizer import make_optimizer, make_schedule
-from jaxbert.train.sharding import make_mesh, process_slice, put_batch
-from jaxbert.train.state import TrainState, abstract_state, create_state
-from jaxbert.train.step import make_eval_step, make_train_step
-from jaxbert.train.tracking import make_trackers
+from jaxbert.train.loop import FitResult
+from jaxbert.train.processes import barrier, initialize, say
+from jaxbert.train.session import Session
+from jaxbert.train.sharding import process_slice
+from jaxbert.train.state import TrainState
+from jaxbert.train.step import make_eval_step
 from jaxbert.validation import validate
 
 # The arrays of one batch, by name.
@@ -61,7 +59,7 @@ def pretrain(config: Config) -> PretrainResult:
     configuration or with the run in the folder, and each room's own errors for text, rows, checkpoints and trackers.
     """
     started = time.monotonic()
-    _initialize(config)
+    initialize(config.mesh, config.distributed)
     validate(config, jax.device_count())
     workdir = Path(config.workdir)
     with contextlib.ExitStack() as stack:
@@ -75,21 +73,21 @@ def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     prepared = _prepare_on_every_host(config)
     run_folder.check_same_rows(prepared.report["fingerprint"], workdir)
     config = _resolved(config, prepared)
-    _barrier("jaxbert_checked")
+    barrier("jaxbert_checked")
     if jax.process_index() == 0:
         run_folder.save(config, workdir, prepared.report["fingerprint"])
     run = _Run(config, prepared)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         outcome = run.train(checkpoints)
     if outcome.interrupted:
-        _say(f"stopped at step {outcome.step:,}; the same command goes on from there")
+        say(f"stopped at step {outcome.step:,}; the same command goes on from there")
         return PretrainResult(workdir, outcome.step, False, outcome.evaluation or {}, None)
-    finished = Finished(config, prepared, run.rows, run.num_parameters, outcome)
+    finished = Finished(config, prepared, run.rows, run.session.num_parameters, outcome)
     model = finished.export()
-    _say(f"model for transformers: {model}")
+    say(f"model for transformers: {model}")
     seconds = time.monotonic() - started
     baselines = finished.report(run.heldout(run.phases[-1], whole_batches=True), seconds)
-    _say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
+    say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
     return PretrainResult(workdir, outcome.step, True, outcome.evaluation or {}, baselines)
 
 
@@ -98,93 +96,42 @@ class _Run:
 
     def __init__(self, config: Config, prepared: Prepared):
         self.config, self.prepared = config, prepared
-        self.mesh: Mesh = make_mesh(config.mesh)
-        self.task = PretrainingTask(config.model, config.train.alpha)
-        shapes = jax.eval_shape(self.task.init, jax.random.key(0))
-        self.num_parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        self.optimizer = make_optimizer(config.optimizer, config.train.num_steps, shapes)
+        self.session = Session(config, config.train, PretrainingTask(config.model, config.train.alpha))
         self.phases = config.phases()
         self.rows = {place: Rows.open(folder) for place, folder in prepared.stores.items()}
         _check_equal_rows(self.rows)
 
     def train(self, checkpoints: Checkpoints) -> FitResult:
         """Restore or create the state, and train it to the end or to a signal."""
-        config = self.config
-        state = checkpoints.restore_latest(abstract_state(self.task, self.optimizer, self.mesh))
-        fresh, shardings = state is None, self._shardings()
-        if fresh:
-            state, shardings = create_state(self.task, self.optimizer, config.seed, self.mesh)
-        assert state is not None
-        step = int(state.step)
-        if step > config.train.num_steps:
-            raise UserError(
-                f"the newest checkpoint in {config.workdir} is of step {step:,}, beyond train.num_steps "
-                f"({config.train.num_steps:,}): raise it, or choose another --workdir"
-            )
-        _say(
-            f"{self.num_parameters:,} parameters on {describe_devices()}"
-            + ("" if fresh else f"; going on from step {step:,}")
-        )
-        schedule = make_schedule(config.optimizer, config.train.num_steps)
-        train_step = make_train_step(
-            self.task,
-            self.optimizer,
-            schedule,
-            shardings,
-            self.mesh,
-            seed=config.seed,
-            accumulation_steps=config.train.accumulation_steps,
-        )
-        eval_step = make_eval_step(self.task, shardings, self.mesh)
+        session = self.session
+        state = session.start(checkpoints)
+        eval_step = make_eval_step(session.task, session.shardings, session.mesh)
 
         def evaluate_heldout(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
             batches = self.heldout(self._phase_before(int(state.step)))
             return evaluate(
-                eval_step, state, batches, self._put, loss_weights=self.task.loss_weights, should_stop=should_stop
+                eval_step,
+                state,
+                batches,
+                session.put,
+                loss_weights=session.task.loss_weights,
+                should_stop=should_stop,
             )
 
-        tracker = make_trackers(
-            config.tracking,
-            config.workdir,
-            name=config.name,
-            num_steps=config.train.num_steps,
-            resume_step=step,
-            run_config=dataclasses.asdict(config),
-        )
-        try:
-            return fit(
-                state=state,
-                train_step=train_step,
-                batches=self._batches,
-                put=self._put,
-                evaluate=evaluate_heldout,
-                loss_weights=self.task.loss_weights,
-                checkpoints=checkpoints,
-                tracker=tracker,
-                train=config.train,
-                checkpoint=config.checkpoint,
-                workdir=config.workdir,
-                derive=self._utilisation,
-            )
-        finally:
-            tracker.close()
-
-    def _shardings(self) -> TrainState:
-        abstract = abstract_state(self.task, self.optimizer, self.mesh)
-        return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return session.fit(state, self._batches, evaluate_heldout, checkpoints, derive=self._utilisation)
 
     def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
         """This process's part of the batches of these steps, phase after phase."""
         for phase in self.phases:
             first, last = max(first_step, phase.first_step), min(last_step, phase.last_step)
             if first < last:
-                source = self._source("train", phase, *process_slice(self.mesh))
+                source = self._source("train", phase, *process_slice(self.session.mesh))
                 steps = source.dataset(first - phase.first_step, last - phase.first_step)
                 yield from cast(Iterator[Arrays], steps.as_numpy_iterator())
 
     def heldout(self, phase: Phase, whole_batches: bool = False) -> Iterator[Arrays]:
         """The held-out batches at a phase's length: this process's part of each, or all of it."""
-        index, count = (0, 1) if whole_batches else process_slice(self.mesh)
+        index, count = (0, 1) if whole_batches else process_slice(self.session.mesh)
         source = self._source("heldout", phase, index, count)
         limit = self.config.train.evaluate_batches
         batches = source.num_batches if limit == 0 else min(limit, source.num_batches)
@@ -206,9 +153,6 @@ class _Run:
         """The phase that the last of `step` steps was in."""
         return next(phase for phase in self.phases if step <= phase.last_step)
 
-    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        return put_batch(batch, self.mesh)
-
     def _utilisation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Model-FLOPs utilisation over real tokens, where the devices' peak is known."""
         peak = peak_flops(jax.devices()[0].device_kind)
@@ -226,43 +170,17 @@ class _Run:
         return {"mfu": per_token * metrics["tokens_per_second"] / (peak * jax.device_count())}
 
 
-def _initialize(config: Config) -> None:
-    """Settle what jax settles once in a process, unless the caller already did."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if config.mesh.cpu_devices > 1 and "xla_force_host_platform_device_count" not in flags:
-        try:
-            jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
-        except RuntimeError:
-            _say(f"mesh.cpu_devices ({config.mesh.cpu_devices}) comes too late: this process has used jax already")
-    distributed = config.distributed
-    if distributed.initialize and not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(
-                distributed.coordinator_address, distributed.num_processes, distributed.process_id
-            )
-        except ValueError as error:
-            raise UserError(
-                f"distributed.initialize: {error}: no cluster that jax knows tells it; set distributed.coordinator_address, "
-                "distributed.num_processes and distributed.process_id"
-            ) from error
-
-
 def _prepare_on_every_host(config: Config) -> Prepared:
     """Rows for this process: process 0 goes first, so that the others find them where they share its files.
 
     Where they do not, each makes the same rows again: preparation is deterministic.
     """
     if jax.process_index() == 0:
-        prepared = prepare(config, on_progress=_say)
-        _barrier("jaxbert_prepared")
+        prepared = prepare(config, on_progress=say)
+        barrier("jaxbert_prepared")
         return prepared
-    _barrier("jaxbert_prepared")
+    barrier("jaxbert_prepared")
     return prepare(config)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _check_equal_rows(rows: Mapping[tuple[Split, int], Rows]) -> None:
@@ -287,8 +205,3 @@ def _resolved(config: Config, prepared: Prepared) -> Config:
     if model.dtype == "auto":
         model = dataclasses.replace(model, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
     return dataclasses.replace(config, model=model)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxbert import command_line
 from jaxbert.config import Config, ConfigError
+from jaxbert.finetune.config import FinetuneConfig
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -75,6 +77,49 @@ def check_same_run(config: Config, workdir: Path) -> None:
         raise ConfigError(
             f"{workdir} holds a run with other settings ({'; '.join(other)}): choose another --workdir, or remove it"
         )
+
+
+# What a fine-tuning run may go on with in another way, as FREE.
+FREE_IN_FINETUNING = (
+    "name workdir mesh distributed checkpoint tracking train.log_every train.prefetch train.max_nonfinite_steps "
+    "train.accumulation_steps compare_untrained data.test"
+).split()
+
+
+def save_finetuning(config: FinetuneConfig, workdir: Path, examples: str) -> None:
+    """Write the configuration, the versions of everything and the examples' fingerprint to WORKDIR/config.json."""
+    command_line.save(config, workdir / CONFIG, examples=examples)
+
+
+def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) -> None:
+    """Raise `ConfigError` when the folder holds a run with other settings or other examples. Writes nothing."""
+    if not (workdir / CONFIG).exists():
+        return
+    record = command_line.read_record(workdir / CONFIG)
+    # A task of somebody's own has settings of its own: they are compared as what was written.
+    before, now = (_flat(values) for values in (record["config"], json.loads(json.dumps(dataclasses.asdict(config)))))
+    names = [name for name in {**before, **now} if not any(f"{name}.".startswith(f"{f}.") for f in FREE_IN_FINETUNING)]
+    other = [
+        f"{name} was {before.get(name, 'not there')!r} and is {now.get(name, 'not there')!r}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    if other:
+        raise ConfigError(
+            f"{workdir} holds a run with other settings ({'; '.join(other[:8])}): choose another --workdir, or remove it"
+        )
+    if record.get("examples") != examples:
+        raise ConfigError(
+            f"{workdir} holds a run on other examples: what data.train names has changed since. Bring it back, or choose "
+            "another --workdir"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -11,7 +11,7 @@ from jaxbert.config import Config, ConfigError, Phase
 SHARES = """
     model.hidden_dropout model.attention_dropout data.heldout_share data.max_rejected_share data.random_next_share
     data.short_share masking.share masking.mask_share masking.random_share optimizer.wsd_decay_share
-    optimizer.final_learning_rate_share
+    optimizer.final_learning_rate_share optimizer.layer_decay
 """.split()
 POSITIVE = """
     model.hidden_size model.num_layers model.num_heads model.intermediate_size model.max_position_embeddings
@@ -24,7 +24,7 @@ POSITIVE = """
 """.split()
 NOT_NEGATIVE = """
     seed model.type_vocab_size data.workers optimizer.beta1 optimizer.beta2 optimizer.warmup_steps optimizer.weight_decay optimizer.max_grad_norm train.alpha
-    train.long_phase.num_steps train.evaluate_batches
+    train.long_phase.num_steps train.evaluate_batches optimizer.freeze_layers
 """.split()
 BELOW_ONE = "model.hidden_dropout model.attention_dropout data.heldout_share optimizer.beta1 optimizer.beta2".split()
 # [PAD], [unused0] to [unused98], [UNK], [CLS], [SEP] and [MASK] come first in a vocabulary that is learnt.
@@ -100,8 +100,12 @@ def _data(c: Config) -> Iterator[str]:
 
 def _train(c: Config) -> Iterator[str]:
     t, o = c.train, c.optimizer
-    if o.warmup_steps > t.num_steps:
+    if o.warmup_share is not None and not 0 <= o.warmup_share <= 1:
+        yield f"optimizer.warmup_share is {o.warmup_share}: it is a share, from 0 to 1"
+    if o.warmup_share is None and o.warmup_steps > t.num_steps:
         yield f"optimizer.warmup_steps ({o.warmup_steps}) is more than train.num_steps ({t.num_steps})"
+    if o.freeze_layers > c.model.num_layers:
+        yield f"optimizer.freeze_layers ({o.freeze_layers}) is more than model.num_layers ({c.model.num_layers})"
     if t.long_phase.num_steps > t.num_steps:
         yield (
             f"train.long_phase.num_steps ({t.long_phase.num_steps}) is more than train.num_steps ({t.num_steps}), "

@@ -31,6 +31,7 @@ from jaxbert.config import (
     VocabularyConfig,
 )
 from jaxbert.model.bert import BertForPreTraining
+from jaxbert.train import session
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.weights.load import load
 
@@ -172,18 +173,18 @@ def test_resume_is_bitwise(
     uninterrupted: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ):
     config = dataclasses.replace(uninterrupted, workdir=str(tmp_path / "run"))
-    real = run.make_trackers
+    real = session.make_trackers
 
     def interrupting(*arguments, **keywords):
         trackers = real(*arguments, **keywords)
         trackers._trackers.append(Interrupt(stop_at))
         return trackers
 
-    monkeypatch.setattr(run, "make_trackers", interrupting)
+    monkeypatch.setattr(session, "make_trackers", interrupting)
     first = run.pretrain(config)
     assert not first.finished
     assert stop_at <= first.step < STEPS
-    monkeypatch.setattr(run, "make_trackers", real)
+    monkeypatch.setattr(session, "make_trackers", real)
     second = run.pretrain(config)
     assert second.finished
     assert lines(config.workdir) == lines(uninterrupted.workdir)

@@ -1,1 +1,1 @@
-"""One file a task: its head, its loss terms and its metrics; pretraining is one of them."""
+"""One file a task: its examples, head, loss terms, metrics and decoding; pretraining is one of them."""

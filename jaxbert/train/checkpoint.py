@@ -53,15 +53,17 @@ class Skipped:
 class Checkpoints:
     """The checkpoints of a run: saved in the background, the newest few and the best one kept.
 
+    `highest`: the held-out measure whose highest value is the best one. None: the best one has the lowest loss.
     A save that fails in the background raises `CheckpointError` at the next `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig):
+    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, highest: str | None = None):
         root = epath.Path(workdir).resolve()
         self._directory = root / CHECKPOINTS
         self._records = root / RECORDS
         self._rejected = root / "checkpoints_rejected"
         self._config = config
+        self._measure, self._sign = ("loss", 1) if highest is None else (highest, -1)
         self._sealing: _Sealing | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the last `restore_latest` passed over, newest first (known to process 0)."""
@@ -100,10 +102,11 @@ class Checkpoints:
             return None
 
     def best_step(self) -> int | None:
-        """The step with the lowest held-out loss (of equal ones the newest); None where none was evaluated."""
+        """The step with the best held-out evaluation (of equal ones the newest); None where none was evaluated."""
         records = [record for step in self.steps() if (record := self.record(step))]
-        losses = [(record.heldout_loss, -record.step) for record in records if record.heldout_loss is not None]
-        return -min(losses)[1] if losses else None
+        found = [(record.measure(self._measure), record.step) for record in records]
+        ranked = [(self._sign * value, -step) for value, step in found if value is not None]
+        return -min(ranked)[1] if ranked else None
 
     def save(
         self,

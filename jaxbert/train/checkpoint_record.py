@@ -31,11 +31,10 @@ class Record:
     window: Mapping[str, Any] | None = None
     """Sums of the training metrics since the last log line, so that a resumed run logs what an uninterrupted one does."""
 
-    @property
-    def heldout_loss(self) -> float | None:
-        """The evaluation's loss where it is a finite number, which is what "best" goes by."""
-        loss = (self.evaluation or {}).get("loss")
-        return loss if loss is not None and math.isfinite(loss) else None
+    def measure(self, name: str) -> float | None:
+        """A measure of the evaluation, where it is there and a finite number."""
+        value = (self.evaluation or {}).get(name)
+        return value if value is not None and math.isfinite(value) else None
 
 
 def fault(workdir: str | os.PathLike[str], step: int) -> str | None:

@@ -2,17 +2,20 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 
 class ConsoleTracker:
     """Shows step, loss, MLM and NSP accuracy, real tokens/s, share of time waiting for input, and time left.
 
-    `stream` None: standard output, as it is when the tracker is made.
+    `stream` None: standard output, as it is when the tracker is made. `headline`: other measures to show, 0 to 1.
     """
 
-    def __init__(self, num_steps: int, resume_step: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self, num_steps: int, resume_step: int = 0, stream: TextIO | None = None, headline: Sequence[str] = ()
+    ):
+        self._headline = headline
         self._num_steps = num_steps
         self._first_step = resume_step
         self._started = time.monotonic()
@@ -23,7 +26,7 @@ class ConsoleTracker:
 
     def log(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
         """Show one line, or move the bar."""
-        shown = _shown(metrics)
+        shown = _shown(metrics, self._headline)
         if split != "train":
             self._print(f"step {step:,} held-out  {shown}")
             return
@@ -52,12 +55,13 @@ class ConsoleTracker:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _shown(metrics: Mapping[str, float]) -> str:
+def _shown(metrics: Mapping[str, float], headline: Sequence[str]) -> str:
     """ "loss 6.123  mlm 12.3 %  ..." of the metrics that are there; losses that are not NSP's or the sum stay in the files."""
     forms = (
         ("loss", "loss {:.4f}", 1),
         ("mlm_accuracy", "mlm {:.1f} %", 100),
         ("nsp_accuracy", "nsp {:.1f} %", 100),
+        *((name, name.replace("_", " ") + " {:.1f} %", 100) for name in headline),
         ("tokens_per_second", "{:,.0f} tokens/s", 1),
         ("input_wait_share", "input {:.1f} %", 100),
         ("mfu", "mfu {:.1f} %", 100),

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.core import meta
 
 from jaxbert.config import OptimizerConfig, UserError
-from jaxbert.train.sharding import path_name
+from jaxbert.train.sharding import path_name, unbox
 
 DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(^|/)bias$", False),
@@ -57,11 +58,11 @@ def decay_mask(params: Any) -> Any:
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate of a step (0 for the first), by `config.schedule`, for a run of `num_steps`.
 
-    0 at step 0, the peak at step `warmup_steps`, and `final_learning_rate_share` of the peak at step `num_steps - 1` and after it.
+    0 at step 0, the peak at the end of the warm-up, and `final_learning_rate_share` of the peak at step `num_steps - 1` and after it.
     Differs from BERT: Google's decay starts at step 0 and so falls short of the peak at the end of the warm-up, and would
     reach its end one step after the last.
     """
-    peak, warmup, last = config.peak_learning_rate, config.warmup_steps, num_steps - 1
+    peak, warmup, last = config.peak_learning_rate, config.num_warmup_steps(num_steps), num_steps - 1
     final = peak * config.final_learning_rate_share
     start, length = warmup, max(last - warmup, 1)
     if config.schedule == "wsd":
@@ -95,7 +96,50 @@ def make_optimizer(config: OptimizerConfig, num_steps: int, params: Any) -> opta
     ]
     if config.name == "lamb":
         parts.append(scale_by_layer_trust_ratio(mask, stacked_axes(params)))
+    if config.layer_decay != 1 or config.freeze_embeddings or config.freeze_layers:
+        parts.append(scale_by_depth(config, params))
     return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, num_steps)))
+
+
+def scale_by_depth(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:
+    """Each update times its parameter's share of the learning rate, by its depth in the encoder; 0 where it is frozen.
+
+    Heads and pooler have share 1, as has the highest block; `params` as in `make_optimizer`. Raises OptimizerError where more
+    blocks are to be frozen than there are, or blocks are not numbered.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=meta.is_axis_metadata)
+    names = [path_name(path) for path, _ in leaves]
+    stacked = next((leaf for name, (_, leaf) in zip(names, leaves, strict=True) if "encoder/layers/" in name), None)
+    if stacked is not None:
+        num_layers = unbox(stacked).shape[0]
+    else:
+        num_layers = 1 + max((int(n) for name in names for n in re.findall(r"encoder/layers_(\d+)/", name)), default=-1)
+    if config.freeze_layers > num_layers:
+        raise OptimizerError(
+            f"optimizer.freeze_layers is {config.freeze_layers}, and the encoder has {num_layers} blocks"
+        )
+    embeddings = 0.0 if config.freeze_embeddings or config.freeze_layers else config.layer_decay**num_layers
+    shares = [
+        0.0 if number < config.freeze_layers else config.layer_decay ** (num_layers - 1 - number)
+        for number in range(num_layers)
+    ]
+
+    def share(path: Any, leaf: Any) -> float | np.ndarray:
+        name = path_name(path)
+        if "encoder/embeddings/" in name:
+            return embeddings
+        if "encoder/layers/" in name:
+            # Stacked blocks lie along the first axis.
+            return np.array(shares, np.float32).reshape(-1, *[1] * (unbox(leaf).ndim - 1))
+        found = re.search(r"encoder/layers_(\d+)/", name)
+        return shares[int(found[1])] if found else 1.0
+
+    factors = jax.tree_util.tree_map_with_path(share, params, is_leaf=meta.is_axis_metadata)
+
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:

@@ -157,6 +157,22 @@ def make_eval_step(task: Task, shardings: TrainState, mesh: Mesh) -> Callable[[T
     )
 
 
+def make_outputs_step(
+    outputs: Callable[[Any, Batch], Any], shardings: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Batch], Any]:
+    """`outputs(params, batch)` for one mesh, jitted: what the host decodes, replicated, so that every process has all of it."""
+
+    def step(state: TrainState, batch: Batch) -> Any:
+        with jax.named_scope("forward"):
+            return outputs(state.params, batch)
+
+    return jax.jit(
+        _laid_out(step, mesh),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
 def _laid_out(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`step`, traced where the modules find the mesh, and the rules that place their logical axes on it."""
 

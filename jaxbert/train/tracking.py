@@ -158,8 +158,12 @@ def make_trackers(
     num_steps: int,
     resume_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
+    headline: Sequence[str] = (),
 ) -> Trackers:
-    """The trackers that `config` asks for, in process 0; none in the others. Raises TrackingError."""
+    """The trackers that `config` asks for, in process 0; none in the others. Raises TrackingError.
+
+    `headline`: measures of the task, 0 to 1, that the console shows beside the loss.
+    """
     if jax.process_index() != 0:
         return Trackers([])
     workdir = pathlib.Path(workdir)
@@ -170,7 +174,7 @@ def make_trackers(
     trackers.append(JsonlTracker(workdir / "metrics.jsonl", resume_step))
     if config.tensorboard:
         trackers.append(TensorBoardTracker(workdir / "tensorboard", resume_step))
-    trackers.append(ConsoleTracker(num_steps, resume_step))
+    trackers.append(ConsoleTracker(num_steps, resume_step, headline=headline))
     return Trackers(trackers)
 
 
