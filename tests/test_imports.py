@@ -70,6 +70,15 @@ def test_import_is_light(repository: pathlib.Path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
 
 
+def test_fine_tuning_needs_no_tensorflow(repository: pathlib.Path):
+    code = (
+        "import sys, jaxbert.finetune.run\n"
+        "heavy = {'tensorflow', 'transformers', 'torch', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
+
+
 def test_every_public_name_loads(repository: pathlib.Path):
     code = (
         "import sys, jaxbert\n"

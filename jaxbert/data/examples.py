@@ -6,7 +6,7 @@ and the batch of any step can be made at once. A batch of n sequences holds the 
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -38,6 +38,8 @@ class Feature:
     """Name -> a number or a vector for the sequence: [R, S] or [R, S, n]."""
     positions: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
     """Name -> one or several places in the sequence, from 0; in a batch they are places in the row."""
+    host: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What decoding needs beside the outputs; it goes into no batch."""
 
 
 class Layout(NamedTuple):

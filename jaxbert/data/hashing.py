@@ -6,10 +6,13 @@ splittable pseudorandom number generators", figure 16, with the constants of Sta
 """
 
 import enum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Int64, UInt64
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 GOLDEN = 0x9E3779B97F4A7C15
 """Weyl increment of SplitMix64: successive counters are this far apart."""
@@ -32,8 +35,11 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> _SHIFTS[2])
 
 
-def mix_tensor(x: tf.Tensor) -> tf.Tensor:
+def mix_tensor(x: "tf.Tensor") -> "tf.Tensor":
     """`mix` for uint64 tensors."""
+    # Fine-tuning shares this file, and needs no TensorFlow.
+    import tensorflow as tf
+
     shift, xor = tf.bitwise.right_shift, tf.bitwise.bitwise_xor
     x = xor(x, shift(x, _SHIFTS[0])) * _FACTORS[0]
     x = xor(x, shift(x, _SHIFTS[1])) * _FACTORS[1]

@@ -62,8 +62,8 @@ class TaggingConfig:
     """JSONL: an entity's end is its last character (CLUENER), not the one after it."""
     labels: tuple[str, ...] = ()
     """Types of entities (of "words": the tags), in order. Empty: those of the training rows, sorted."""
-    metric: str = "f1"
-    """What the best checkpoint is chosen by."""
+    metric: str | None = None
+    """What the best checkpoint is chosen by. None: f1; accuracy of "words"."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,3 +99,30 @@ class BertForQuestionAnswering(nn.Module):
         tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
         logits_BxLx2 = self.span(self.encoder(*tokens, deterministic=deterministic))
         return SpanOutput(logits_BxLx2[..., 0], logits_BxLx2[..., 1])
+
+
+class BertForRelationClassification(nn.Module):
+    """How two entities of a sequence are related, from the hidden states where they begin (Baldini Soares et al. 2019)."""
+
+    config: ModelConfig
+    num_labels: int
+
+    def setup(self) -> None:
+        self.encoder: BertEncoder = BertEncoder(self.config)
+        self.relation: TokenHead = TokenHead(self.config, self.num_labels)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        token_type_ids: Int[Array, "B L"],
+        sequence_ids: Int[Array, "B L"],
+        position_ids: Int[Array, "B L"] | None,
+        entities: Int[Array, "B S 2"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S C"]:
+        """Logits, float32. entities: where in the row the two of each sequence begin."""
+        rows, slots, _ = entities.shape
+        tokens = (input_ids, token_type_ids, sequence_ids, position_ids)
+        starts_BxQxD = self.encoder(*tokens, entities.reshape(rows, 2 * slots), deterministic=deterministic)
+        return self.relation(starts_BxQxD.reshape(rows, slots, -1), deterministic)

@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from jaxbert.finetune.config import ClassificationConfig, TaskConfig
+from jaxbert.finetune.config import RelationConfig, SpanConfig, TaggingConfig, TaskConfig
+from jaxbert.tasks.classification import Classification
+from jaxbert.tasks.relation import Relation
+from jaxbert.tasks.span import SpanAnswering
+from jaxbert.tasks.tagging import Tagging
 from jaxbert.tasks.task import Task
 
 
 def make_task(config: TaskConfig) -> Task[Any, Any]:
     """The task with these settings."""
-    from jaxbert.tasks.classification import Classification
-
-    if isinstance(config, ClassificationConfig):
-        return Classification(config)
-    raise NotImplementedError(config.kind)
+    if isinstance(config, TaggingConfig):
+        return Tagging(config)
+    if isinstance(config, RelationConfig):
+        return Relation(config)
+    if isinstance(config, SpanConfig):
+        return SpanAnswering(config)
+    return Classification(config)

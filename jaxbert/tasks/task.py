@@ -171,11 +171,15 @@ class BoundTask(abc.ABC, Generic[E, P]):
         return []
 
 
-def encode(encoder: Encoder, texts: Sequence[Any], words: bool = False) -> list[Encoding]:
-    """The encodings of texts, of pairs, or (`words`) of lists of words. What is too long is cut, the longer part of a pair first."""
+def encode(encoder: Encoder, texts: Sequence[Any], overlap: int | None = None) -> list[Encoding]:
+    """The encodings of texts or of pairs. What is too long is cut, the longer part of a pair first.
+
+    `overlap`: texts that are too long are read in windows, of which each repeats so many tokens of the one before; the further ones
+    are in `Encoding.overflowing`.
+    """
     tokenizer = Tokenizer.from_str(encoder.tokenizer.to_str())
-    tokenizer.enable_truncation(encoder.max_length)
-    return tokenizer.encode_batch(list(texts), is_pretokenized=words)
+    tokenizer.enable_truncation(encoder.max_length, stride=overlap or 0)
+    return tokenizer.encode_batch(list(texts))
 
 
 def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:

@@ -99,6 +99,7 @@ _EVERY_FAMILY = {
     "ForSequenceClassification": ("sequence",),
     "ForTokenClassification": ("token",),
     "ForQuestionAnswering": ("span",),
+    "ForRelationClassification": ("relation",),
     "Model": (),
 }
 CLASS_PREFIX: Mapping[Family, str] = {

@@ -115,6 +115,8 @@ TABLE: tuple[Row, ...] = (
           distilbert="classifier", electra="classifier.out_proj"),
     _head("token/dense", "dense", _HIDDEN, ("labels",), **dict.fromkeys(_ALL, "classifier")),
     _head("span/dense", "dense", _HIDDEN, ("two",), **dict.fromkeys(_ALL, "qa_outputs")),
+    # jaxbert's own: transformers has no such class.
+    _head("relation/dense", "dense", ("pair",), ("labels",), **dict.fromkeys(_ALL, "relation_classifier")),
     # ELECTRA's replaced-token detection (Clark et al. 2020, section 2).
     _head("discriminator/hidden", "dense", _HIDDEN, _HIDDEN, electra="discriminator_predictions.dense"),
     _head("discriminator/dense", "dense", _HIDDEN, ("one",), electra="discriminator_predictions.dense_prediction"),
@@ -196,6 +198,7 @@ def parameters(
         "heads": config.num_heads,
         "head": config.head_size,
         "mlp": config.intermediate_size,
+        "pair": 2 * config.hidden_size,
         "labels": labels,
         "two": 2,
         "one": 1,

@@ -1,0 +1,61 @@
+"""How answers are scored: the official scripts of SQuAD (evaluate-v1.1.py, evaluate-v2.0.py) and CMRC 2018 (cmrc2018_evaluate.py)."""
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# What CMRC's script takes out beside spaces.
+_CHINESE_PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
+
+
+def squad_scores(found: str, right: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1 over words) with the best of the right answers; without one, an empty answer is right."""
+    right = right or [""]
+    tokens = _squad_normalised(found).split()
+    exact = max(_squad_normalised(text).split() == tokens for text in right)
+    return float(exact), max(_word_f1(tokens, _squad_normalised(text).split()) for text in right)
+
+
+def _squad_normalised(text: str) -> str:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+
+
+def _word_f1(found: Sequence[str], right: Sequence[str]) -> float:
+    if not found or not right:
+        return float(found == right)
+    common = sum((collections.Counter(found) & collections.Counter(right)).values())
+    return 2 * common / (len(found) + len(right))
+
+
+def cmrc_scores(found: str, right: Sequence[str]) -> tuple[float, float]:
+    """(exact match, F1 of the longest common run of segments) with the best of the right answers.
+
+    Segments are single characters, and words of Latin letters and digits; punctuation is left out.
+    """
+    right = right or [""]
+    segments = _cmrc_segments(found)
+    exact = max("".join(_cmrc_segments(text)) == "".join(segments) for text in right)
+    return float(exact), max(_run_f1(segments, _cmrc_segments(text)) for text in right)
+
+
+def _cmrc_segments(text: str) -> list[str]:
+    text = text.lower().strip()
+    kept = "".join(character for character in text if character not in _CHINESE_PUNCTUATION)
+    return [word for word in re.findall(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+", kept) if word]
+
+
+def _run_f1(found: Sequence[str], right: Sequence[str]) -> float:
+    if not found or not right:
+        return float(found == right)
+    longest, before = 0, [0] * (len(right) + 1)
+    for one in found:
+        row = [0] * (len(right) + 1)
+        for n, other in enumerate(right):
+            if one == other:
+                row[n + 1] = before[n] + 1
+                longest = max(longest, row[n + 1])
+        before = row
+    return 2 * longest / (len(found) + len(right))

@@ -1,0 +1,300 @@
+"""Relation extraction: how two marked entities of a text are related, read from where they begin (Baldini Soares et al. 2019, section 3).
+
+The markers are tokens that every vocabulary has, "@" around the first entity and "#" around the second (Zhou & Chen 2022).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tokenizers import Encoding
+
+from jaxbert.data.examples import Feature
+from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.finetune.config import RelationConfig
+from jaxbert.model.classifiers import BertForRelationClassification
+from jaxbert.tasks import metrics
+from jaxbert.tasks.task import (
+    BoundTask,
+    Encoder,
+    Mistake,
+    Outputs,
+    Table,
+    Task,
+    column,
+    sorted_labels,
+    text_in,
+    type_ids,
+    unknown_label,
+)
+from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
+from jaxbert.train.state import Batch
+
+_TAG = re.compile(r"\s*</?e[12]>\s*")
+MARKERS = ("@", "#")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A text with two entities, and how they are related."""
+
+    text: str
+    first: tuple[int, int]
+    second: tuple[int, int]
+    """(start, end) in characters."""
+    label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Related:
+    """What the model says of a pair."""
+
+    label: str
+    scores: Float[np.ndarray, " C"]
+    """Probability of each relation."""
+
+
+class Relation(Task[Pair, Related]):
+    """See `RelationConfig`."""
+
+    def __init__(self, settings: RelationConfig):
+        self.settings: RelationConfig = settings
+
+    def parse(self, record: Record) -> Pair:
+        """A row of a table."""
+        settings = self.settings
+        text = text_in(record, settings.text, "task.text")
+        label = text_in(record, settings.label, "task.label").strip()
+        if settings.spans is None:
+            return Pair(*without_tags(text), label)
+        spans = column(record, settings.spans, "task.spans")
+        try:
+            (a, b), (c, d) = ((int(start), int(end)) for start, end in spans)
+        except (TypeError, ValueError):
+            raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]") from None
+        if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
+            raise BadRecordError(
+                f"{settings.spans} {spans!r} overlap, or are not in its text of {len(text)} characters"
+            )
+        return Pair(text, (a, b), (c, d), label)
+
+    def text(self, example: Pair) -> str:
+        """The text, with its entities marked."""
+        return marked(example)[0]
+
+    def labels_of(self, example: Pair) -> Iterable[str]:
+        """Its relation."""
+        return (example.label,)
+
+    def labels(self, train: Sequence[Pair]) -> tuple[str, ...]:
+        """Those that are listed, or those of the training rows."""
+        found = self.settings.labels or sorted_labels((example.label,) for example in train)
+        if len(found) < 2:
+            raise ExamplesError(
+                f"data.train has {len(found)} relations ({', '.join(found)}): there must be at least two"
+            )
+        return found
+
+    def bind(self, labels: tuple[str, ...], train: Sequence[Pair], encoder: Encoder) -> "BoundRelation":
+        """With a head for these relations."""
+        return BoundRelation(self.settings, labels, encoder)
+
+
+class BoundRelation(BoundTask[Pair, Related]):
+    """A classifier of these relations."""
+
+    architecture = "ForRelationClassification"
+    loss_weights: Mapping[str, float] = {"label_loss": 1.0}
+
+    def __init__(self, settings: RelationConfig, labels: tuple[str, ...], encoder: Encoder):
+        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self._ids = {label: i for i, label in enumerate(labels)}
+        self.metric: str = settings.metric
+        self.model = BertForRelationClassification(encoder.config, len(labels))
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters, boxed with their logical axis names."""
+        one_BxL = jnp.zeros((1, 1), jnp.int32)
+        return self.model.init(key, one_BxL, one_BxL, one_BxL, one_BxL, jnp.zeros((1, 1, 2), jnp.int32))["params"]
+
+    def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Float[Array, "R S C"]:
+        """Logits of each sequence."""
+        names = ("input_ids", "token_type_ids", "sequence_ids", "position_ids", "entities")
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        tokens = (batch[name] for name in names)
+        logits: Any = self.model.apply({"params": params}, *tokens, deterministic=dropout_key is None, rngs=rngs)
+        return logits
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """Of all examples."""
+        return {"label_loss": jnp.sum(batch["real"])}
+
+    def sums(self, found: Float[Array, "R S C"], batch: Batch) -> dict[str, Sums]:
+        """Cross-entropy in nats."""
+        targets = (found, batch["label"], batch["real"])
+        return {"label_loss": masked_cross_entropy(*targets), "accuracy": masked_accuracy(*targets)}
+
+    def readable(self, found: Float[Array, "R S C"]) -> Outputs:
+        """Probabilities."""
+        return Outputs({"scores": jax.nn.softmax(found)}, {})
+
+    def features(self, examples: Sequence[Pair]) -> list[Feature]:
+        """One sequence each. Of a text that is too long, the part around its entities is read."""
+        texts = [marked(example) for example in examples]
+        encodings = self.encoder.tokenizer.encode_batch([text for text, _ in texts], add_special_tokens=False)
+        return [
+            self._feature(n, example, encoding, starts)
+            for n, (example, encoding, (_, starts)) in enumerate(zip(examples, encodings, texts, strict=True))
+        ]
+
+    def _feature(self, number: int, example: Pair, encoding: Encoding, starts: tuple[int, int]) -> Feature:
+        if example.label not in self._ids:
+            raise unknown_label(example.label, self.labels)
+        tokenizer = self.encoder.tokenizer
+        room = self.encoder.max_length - tokenizer.num_special_tokens_to_add(False)
+        places = [_token_at(encoding, start) for start in starts]
+        low, high = min(places), max(places) + 1
+        if len(encoding) > room:
+            # Entities that are further apart than that: the second one's marker is the last thing that is read.
+            first = min(max((low + high - room) // 2, 0), len(encoding) - room)
+            encoding.truncate(len(encoding) - first, direction="left")
+            encoding.truncate(room)
+            places = [min(max(place - first, 0), room - 1) for place in places]
+        whole = tokenizer.post_process(encoding)
+        before = next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)
+        return Feature(
+            number,
+            whole.ids,
+            type_ids(self.encoder, whole),
+            values={"label": self._ids[example.label]},
+            positions={"entities": [place + before for place in places]},
+        )
+
+    def decode(
+        self, examples: Sequence[Pair], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[Related]:
+        """The likeliest relation."""
+        return [Related(self.labels[int(one["scores"].argmax())], one["scores"]) for one in outputs]
+
+    def score(self, examples: Sequence[Pair], predictions: Sequence[Related]) -> dict[str, float]:
+        """macro_f1 as SemEval-2010 Task 8's official scorer has it, micro_f1 without the other relation, accuracy."""
+        gold = [example.label for example in examples]
+        found = [prediction.label for prediction in predictions]
+        counts = official_counts(gold, found, self.settings.other)
+        return {
+            "macro_f1": macro_f1(counts),
+            "micro_f1": metrics.together(list(counts.values())).f1,
+            "accuracy": sum(a == b for a, b in zip(gold, found, strict=True)) / len(gold),
+        }
+
+    def tables(self, examples: Sequence[Pair], predictions: Sequence[Related]) -> list[Table]:
+        """By relation, its directions together as the official scorer counts them; and each by itself."""
+        gold, found = [e.label for e in examples], [p.label for p in predictions]
+        counts = official_counts(gold, found, self.settings.other)
+        each = metrics.class_counts(self._confusion(examples, predictions))
+        return [
+            Table(
+                "By relation, official",
+                metrics.REPORT_COLUMNS,
+                metrics.report_rows(list(counts), list(counts.values())),
+            ),
+            Table("By relation and direction", metrics.REPORT_COLUMNS, metrics.report_rows(self.labels, each)),
+        ]
+
+    def confusion(self, examples: Sequence[Pair], predictions: Sequence[Related]) -> tuple[Sequence[str], np.ndarray]:
+        """Of relations."""
+        return self.labels, self._confusion(examples, predictions)
+
+    def _confusion(self, examples: Sequence[Pair], predictions: Sequence[Related]) -> np.ndarray:
+        gold = np.array([self._ids[example.label] for example in examples])
+        found = np.array([self._ids[prediction.label] for prediction in predictions])
+        return metrics.confusion(gold, found, len(self.labels))
+
+    def mistakes(self, examples: Sequence[Pair], predictions: Sequence[Related]) -> list[Mistake]:
+        """Wrong relations, by -log of the right one's probability."""
+        return [
+            Mistake(
+                marked(example)[0],
+                example.label,
+                one.label,
+                -float(np.log(max(one.scores[self._ids[example.label]], 1e-12))),
+            )
+            for example, one in zip(examples, predictions, strict=True)
+            if example.label != one.label
+        ]
+
+    def configuration(self) -> dict[str, Any]:
+        """With the markers that the texts have."""
+        return {**super().configuration(), "entity_markers": list(MARKERS)}
+
+
+def without_tags(text: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """ "a <e1> b </e1> c" -> the text without its tags, and both entities. Raises BadRecordError where a tag is missing or twice."""
+    plain, places, done = [], {}, 0
+    length = 0
+    for match in _TAG.finditer(text):
+        plain.append(text[done : match.start()])
+        length += match.start() - done
+        name = match.group().strip()
+        if name in places:
+            raise BadRecordError(f"has {name} twice")
+        # The space that stood around a tag stands once.
+        space = " " if match.group() != name and length and match.end() < len(text) else ""
+        places[name] = length + len(space) if name[1] != "/" else length
+        plain.append(space)
+        length, done = length + len(space), match.end()
+    plain.append(text[done:])
+    missing = [name for name in ("<e1>", "</e1>", "<e2>", "</e2>") if name not in places]
+    if missing:
+        raise BadRecordError(f"has no {missing[0]}")
+    first, second = (places["<e1>"], places["</e1>"]), (places["<e2>"], places["</e2>"])
+    if first[0] >= first[1] or second[0] >= second[1] or (first[0] < second[1] and second[0] < first[1]):
+        raise BadRecordError("has an entity that is empty, or both overlap")
+    return "".join(plain), first, second
+
+
+def marked(example: Pair) -> tuple[str, tuple[int, int]]:
+    """The text with markers around its entities, and where the first marker of each is."""
+    text, starts = "", [0, 0]
+    done = 0
+    for (start, end), number in sorted(((example.first, 0), (example.second, 1))):
+        text += example.text[done:start]
+        starts[number] = len(text)
+        text += f"{MARKERS[number]} {example.text[start:end]} {MARKERS[number]}"
+        done = end
+    return text + example.text[done:], (starts[0], starts[1])
+
+
+def _token_at(encoding: Encoding, character: int) -> int:
+    """The first token that ends behind a character."""
+    return next((n for n, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding) - 1)
+
+
+def official_counts(gold: Sequence[str], found: Sequence[str], other: str) -> dict[str, metrics.Counts]:
+    """Counts of each relation but the other one, directions together: a wrong direction is a prediction, and not correct.
+
+    semeval2010_task8_scorer-v1.2.pl, the (9+1)-way evaluation with directionality taken into account.
+    """
+    names = sorted({_without_direction(label) for label in (*gold, *found)} - {other})
+    return {
+        name: metrics.Counts(
+            sum(a == b and _without_direction(a) == name for a, b in zip(gold, found, strict=True)),
+            sum(_without_direction(b) == name for b in found),
+            sum(_without_direction(a) == name for a in gold),
+        )
+        for name in names
+    }
+
+
+def macro_f1(counts: Mapping[str, metrics.Counts]) -> float:
+    """The mean F1 of the relations, each as one."""
+    return sum(count.f1 for count in counts.values()) / len(counts) if counts else 0.0
+
+
+def _without_direction(label: str) -> str:
+    return re.sub(r"\(e[12],e[12]\)$", "", label)

@@ -1,0 +1,251 @@
+"""Span question answering: where in its context the answer to a question stands (Devlin et al. 2018, sections 4.2 and 4.3)."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tokenizers import Encoding, Tokenizer
+
+from jaxbert.data.examples import Feature
+from jaxbert.data.labelled import BadRecordError, Record
+from jaxbert.finetune.config import SpanConfig
+from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
+from jaxbert.tasks import answers
+from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
+from jaxbert.train.losses import Sums, masked_cross_entropy
+from jaxbert.train.state import Batch
+
+# Finite, so that sums with it stay finite.
+_NOT_MINE = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, its context, and the answers that are right."""
+
+    identity: str
+    question: str
+    context: str
+    answers: tuple[tuple[str, int | None], ...]
+    """(text, start in characters; None where it does not stand in the context, which some do not to the letter). Empty: the context
+    has no answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A piece of the context."""
+
+    text: str
+    """Empty: no answer."""
+    start: int
+    end: int
+    """In characters of the context."""
+    score: float
+    """Probability among the candidates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What the model says of a question."""
+
+    answer: Answer
+    candidates: tuple[Answer, ...]
+    """The best ones, without an empty one."""
+    null_margin: float
+    """By how much the score of no answer is above the best answer's."""
+
+
+class SpanAnswering(Task[Question, Answered]):
+    """See `SpanConfig`."""
+
+    def __init__(self, settings: SpanConfig):
+        self.settings: SpanConfig = settings
+
+    def parse(self, record: Record) -> Question:
+        """A question of SQuAD's JSON, or a row with "question", "context" and "answers" ([[text, start], ...])."""
+        question = text_in(record, "question", "the columns").strip()
+        context = text_in(record, "context", "the columns")
+        found = []
+        if not record.values.get("impossible", False):
+            for answer in column(record, "answers", "the columns"):
+                try:
+                    text, start = (answer["text"], answer["start"]) if isinstance(answer, Mapping) else answer
+                except (KeyError, TypeError, ValueError):
+                    raise BadRecordError(f"{answer!r} is no answer: (text, start) is one") from None
+                if not isinstance(text, str) or not text.strip() or type(start) is not int:
+                    raise BadRecordError(f"{answer!r} is no answer: (text, start) is one")
+                found.append((text, _place(context, text, start)))
+        return Question(str(record.values.get("id", record.place)), question, context, tuple(dict.fromkeys(found)))
+
+    def text(self, example: Question) -> str:
+        """Question and context."""
+        return f"{example.question}\t{example.context}"
+
+    def labels_of(self, example: Question) -> Iterable[str]:
+        """None: answers are no labels."""
+        return ()
+
+    def labels(self, train: Sequence[Question]) -> tuple[str, ...]:
+        """transformers' names of the two logits."""
+        return ("LABEL_0", "LABEL_1")
+
+    def bind(self, labels: tuple[str, ...], train: Sequence[Question], encoder: Encoder) -> "BoundSpanAnswering":
+        """With a head for spans. No answer is possible where a training question has none."""
+        return BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
+
+
+class BoundSpanAnswering(BoundTask[Question, Answered]):
+    """A finder of answers."""
+
+    architecture = "ForQuestionAnswering"
+    loss_weights: Mapping[str, float] = {"span_loss": 1.0}
+
+    def __init__(self, settings: SpanConfig, labels: tuple[str, ...], encoder: Encoder, may_be_empty: bool):
+        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self._may_be_empty = may_be_empty
+        self.metric: str = settings.metric
+        self.model = BertForQuestionAnswering(encoder.config)
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """Of all windows."""
+        return {"span_loss": jnp.sum(batch["weight"])}
+
+    def sums(self, found: SpanOutput, batch: Batch) -> dict[str, Sums]:
+        """The mean of the cross-entropies of start and end over the tokens of a sequence, in nats."""
+        slots = batch["real"].shape[1]
+        mine_RxSxL = batch["sequence_ids"][:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+        losses = [
+            masked_cross_entropy(
+                jnp.where(mine_RxSxL, logits_RxL[:, None, :], _NOT_MINE), batch["span"][..., side], batch["weight"]
+            )
+            for side, logits_RxL in enumerate(found)
+        ]
+        return {"span_loss": ((losses[0][0] + losses[1][0]) / 2, losses[0][1])}
+
+    def readable(self, found: SpanOutput) -> Outputs:
+        """Logits."""
+        return Outputs({}, {"start": found.start_logits_BxL, "end": found.end_logits_BxL})
+
+    def features(self, examples: Sequence[Question]) -> list[Feature]:
+        """Windows of each context, the question before each of them."""
+        questions = self._cut([example.question for example in examples])
+        tokenizer = Tokenizer.from_str(self.encoder.tokenizer.to_str())
+        tokenizer.enable_truncation(self.encoder.max_length, stride=self.settings.stride, strategy="only_second")
+        pairs = [(question, example.context) for question, example in zip(questions, examples, strict=True)]
+        return [
+            self._feature(n, example, window)
+            for n, (example, encoding) in enumerate(zip(examples, tokenizer.encode_batch(pairs), strict=True))
+            for window in (encoding, *encoding.overflowing)
+        ]
+
+    def _cut(self, questions: Sequence[str]) -> list[str]:
+        most = self.settings.max_question_length
+        encodings = self.encoder.tokenizer.encode_batch(list(questions), add_special_tokens=False)
+        return [
+            question if len(encoding) <= most else question[: encoding.offsets[most - 1][1]]
+            for question, encoding in zip(questions, encodings, strict=True)
+        ]
+
+    def _feature(self, number: int, example: Question, encoding: Encoding) -> Feature:
+        inside = np.array([part == 1 for part in encoding.sequence_ids])
+        offsets = np.array(encoding.offsets, np.int64)
+        span = _window_span(example.answers, inside, offsets)
+        # An answer that cannot be found is no reason to learn that there is none.
+        found = not example.answers or any(place is not None for _, place in example.answers)
+        return Feature(
+            number,
+            encoding.ids,
+            type_ids(self.encoder, encoding),
+            values={"weight": float(found)},
+            positions={"span": span},
+            host={"inside": inside, "offsets": offsets},
+        )
+
+    def decode(
+        self, examples: Sequence[Question], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[Answered]:
+        """The best span over all windows of a context; none where no answer is possible and better by the threshold."""
+        found: list[dict[tuple[int, int], float]] = [{} for _ in examples]
+        empty = [math.inf] * len(examples)
+        for feature, one in zip(features, outputs, strict=True):
+            # The first token stands for no answer in this window; there is none at all only where every window says so.
+            empty[feature.example] = min(empty[feature.example], float(one["start"][0] + one["end"][0]))
+            for span, score in self._spans(feature, one):
+                known = found[feature.example].get(span)
+                if known is None or score > known:
+                    found[feature.example][span] = score
+        return [self._answered(*one) for one in zip(examples, found, empty, strict=True)]
+
+    def _spans(self, feature: Feature, one: Mapping[str, np.ndarray]) -> Iterable[tuple[tuple[int, int], float]]:
+        """(start, end) in characters, and score, of the best spans of a window."""
+        inside, offsets = feature.host["inside"], feature.host["offsets"]
+        places = np.flatnonzero(inside & (offsets[:, 1] > offsets[:, 0]))
+        n = self.settings.n_best
+        starts = places[np.argsort(-one["start"][places], kind="stable")[:n]].tolist()
+        ends = places[np.argsort(-one["end"][places], kind="stable")[:n]].tolist()
+        for start in starts:
+            for end in ends:
+                if start <= end < start + self.settings.max_answer_length:
+                    span = int(offsets[start][0]), int(offsets[end][1])
+                    yield span, float(one["start"][start] + one["end"][end])
+
+    def _answered(self, example: Question, found: Mapping[tuple[int, int], float], empty: float) -> Answered:
+        best = sorted(found.items(), key=lambda item: (-item[1], item[0]))[: self.settings.n_best]
+        scores = [score for _, score in best] + ([empty] if self._may_be_empty or not best else [])
+        highest = max(scores)
+        total = sum(math.exp(score - highest) for score in scores)
+        candidates = tuple(
+            Answer(example.context[start:end], start, end, math.exp(score - highest) / total)
+            for (start, end), score in best
+        )
+        margin = empty - best[0][1] if best else math.inf
+        none = Answer("", 0, 0, math.exp(empty - highest) / total)
+        if not candidates or (self._may_be_empty and margin > self.settings.null_threshold):
+            return Answered(none, candidates, margin)
+        return Answered(candidates[0], candidates, margin)
+
+    def score(self, examples: Sequence[Question], predictions: Sequence[Answered]) -> dict[str, float]:
+        """exact_match and f1, as the official scripts of SQuAD, or of CMRC, score them; 0 to 1."""
+        score = answers.cmrc_scores if self.settings.characters else answers.squad_scores
+        pairs = [
+            score(prediction.answer.text, [text for text, _ in example.answers])
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
+        exact, f1 = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+        return {"exact_match": exact, "f1": f1}
+
+    def mistakes(self, examples: Sequence[Question], predictions: Sequence[Answered]) -> list[Mistake]:
+        """Answers that are not exactly right; the surer, the worse."""
+        score = answers.cmrc_scores if self.settings.characters else answers.squad_scores
+        return [
+            Mistake(
+                example.question,
+                " / ".join(text for text, _ in example.answers) or "(none)",
+                one.answer.text or "(none)",
+                one.answer.score,
+            )
+            for example, one in zip(examples, predictions, strict=True)
+            if not score(one.answer.text, [text for text, _ in example.answers])[0]
+        ]
+
+
+def _place(context: str, text: str, start: int) -> int | None:
+    """Where an answer stands: at its start, or, in files that are off, where it stands alone."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    return context.index(text) if context.count(text) == 1 else None
+
+
+def _window_span(found: Sequence[tuple[str, int | None]], inside: np.ndarray, offsets: np.ndarray) -> tuple[int, int]:
+    """First and last token of the first answer that is whole in this window; (0, 0), the first token, where none is."""
+    for text, start in found:
+        if start is None:
+            continue
+        end = start + len(text)
+        touched = np.flatnonzero(inside & (offsets[:, 0] < end) & (offsets[:, 1] > start))
+        if len(touched) and offsets[touched[0]][0] <= start and offsets[touched[-1]][1] >= end:
+            return int(touched[0]), int(touched[-1])
+    return 0, 0

@@ -1,0 +1,351 @@
+"""Tagging: a tag for each word, read from the hidden state of its first piece (Devlin et al. 2018, section 5.3)."""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tokenizers import Encoding
+
+from jaxbert.data.examples import Feature
+from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.finetune.config import TaggingConfig
+from jaxbert.model.classifiers import BertForTokenClassification
+from jaxbert.tasks import entities, metrics
+from jaxbert.tasks.entities import Span
+from jaxbert.tasks.task import (
+    BoundTask,
+    Encoder,
+    Mistake,
+    Outputs,
+    Table,
+    Task,
+    column,
+    encode,
+    sorted_labels,
+    text_in,
+    type_ids,
+    unknown_label,
+)
+from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
+from jaxbert.train.state import Batch
+
+# A word of a running text: letters, digits, or one character of anything else that is seen; CJK characters are words each.
+_CJK = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\U00020000-\U0003134f\u3040-\u30ff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+[\u0300-\u036f]*|\d+|[^\w\s]|_")
+# Share of a window that the next one repeats.
+_OVERLAP = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """A text with its words, and the entities in it."""
+
+    text: str
+    words: tuple[tuple[int, int], ...]
+    """(start, end) in characters."""
+    tags: tuple[str, ...]
+    """One for each word, in the scheme of the model."""
+    entities: tuple[Span, ...]
+    """In characters, as conlleval reads the tags."""
+    strict: tuple[Span, ...]
+    """In characters, as strict IOB2 or BIOES reads them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    """What the model says of a sentence."""
+
+    tags: tuple[str, ...]
+    entities: tuple[Span, ...]
+    """In characters."""
+    scores: tuple[float, ...]
+    """Of each entity: the mean probability of its words' tags."""
+    loss: float
+    """Mean -log probability of the right tags, in nats."""
+
+
+class Tagging(Task[Sentence, Tagged]):
+    """See `TaggingConfig`."""
+
+    def __init__(self, settings: TaggingConfig):
+        self.settings: TaggingConfig = settings
+
+    def parse(self, record: Record) -> Sentence:
+        """A sentence of CoNLL's columns, or a text with its spans."""
+        if "columns" in record.values:
+            return self._from_columns(record.values["columns"])
+        settings = self.settings
+        text = text_in(record, settings.text, "task.text")
+        if settings.scheme == "words":
+            raise ExamplesError(
+                f'{record.place}: task.scheme "words" needs a file with a word and its tag on each line'
+            )
+        found = sorted(self._span(text, span) for span in _listed(column(record, settings.spans, "task.spans")))
+        if any(one.end > other.start for one, other in itertools.pairwise(found)):
+            raise BadRecordError(f"two of its {settings.spans} overlap")
+        return self._sentence(text, tuple((m.start(), m.end()) for m in _WORD.finditer(text)), found)
+
+    def _from_columns(self, columns: Sequence[Sequence[str]]) -> Sentence:
+        settings, width = self.settings, len(columns[0])
+        if not (-width <= settings.tag_column < width and settings.word_column < width) or width < 2:
+            raise BadRecordError(
+                f"has {width} columns: task.word-column {settings.word_column} or task.tag-column {settings.tag_column} is none"
+            )
+        words = [line[settings.word_column] for line in columns]
+        found = [line[settings.tag_column] for line in columns]
+        text, places = " ".join(words), []
+        for word in words:
+            start = places[-1][1] + 1 if places else 0
+            places.append((start, start + len(word)))
+        if settings.scheme == "words":
+            return Sentence(text, tuple(places), tuple(found), (), ())
+        faults = [fault for tag in found if (fault := entities.fault(tag, settings.scheme))]
+        if faults:
+            raise BadRecordError(faults[0])
+        # IOB1 begins an entity with I-.
+        strict = entities.spans(found, strict=settings.scheme != "iob1")
+        return self._tagged(text, tuple(places), entities.spans(found), strict)
+
+    def _span(self, text: str, span: Any) -> Span:
+        if isinstance(span, Mapping):
+            values = [span.get("start"), span.get("end"), span.get("label", span.get("type"))]
+        else:
+            values = list(span) if isinstance(span, list | tuple) else [span]
+        if len(values) != 3 or not all(type(v) is int for v in values[:2]) or not isinstance(values[2], str):
+            raise BadRecordError(f"{span!r} is no span: [start, end, type] is one")
+        start, end, kind = values
+        end += self.settings.inclusive_ends
+        if not 0 <= start < end <= len(text):
+            raise BadRecordError(f"the span {start} to {end} is not in its text of {len(text)} characters")
+        return Span(start, end, kind)
+
+    def _sentence(self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span]) -> Sentence:
+        """With entities in characters: each has the words that it touches."""
+        over = []
+        for start, end, kind in found:
+            inside = [n for n, (first, last) in enumerate(words) if first < end and start < last]
+            if inside and not (over and over[-1].end > inside[0]):
+                over.append(Span(inside[0], inside[-1] + 1, kind))
+        scheme = "bioes" if self.settings.scheme == "bioes" else "iob2"
+        tags = tuple(entities.tags(over, len(words), scheme))
+        return Sentence(text, words, tags, tuple(found), tuple(found))
+
+    def _tagged(
+        self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span], strict: Sequence[Span]
+    ) -> Sentence:
+        """With entities in words."""
+        scheme = "bioes" if self.settings.scheme == "bioes" else "iob2"
+        return Sentence(
+            text,
+            words,
+            tuple(entities.tags(found, len(words), scheme)),
+            in_characters(found, words),
+            in_characters(strict, words),
+        )
+
+    def text(self, example: Sentence) -> str:
+        """The sentence."""
+        return example.text
+
+    def labels_of(self, example: Sentence) -> Iterable[str]:
+        """The types of its entities, or its tags."""
+        return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
+
+    def labels(self, train: Sequence[Sentence]) -> tuple[str, ...]:
+        """The tags: those of the types that are listed, or that the training sentences have."""
+        types = self.settings.labels or sorted_labels(self.labels_of(example) for example in train)
+        if not types:
+            raise ExamplesError("data.train has no entities: check task.tag-column, task.spans and task.scheme")
+        if self.settings.scheme == "words":
+            return types
+        return entities.tag_set(types, self.settings.scheme)
+
+    def bind(self, labels: tuple[str, ...], train: Sequence[Sentence], encoder: Encoder) -> "BoundTagging":
+        """With a head for these tags."""
+        return BoundTagging(self.settings, labels, encoder)
+
+
+class BoundTagging(BoundTask[Sentence, Tagged]):
+    """A tagger of these tags."""
+
+    architecture = "ForTokenClassification"
+    loss_weights: Mapping[str, float] = {"tag_loss": 1.0}
+
+    def __init__(self, settings: TaggingConfig, labels: tuple[str, ...], encoder: Encoder):
+        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self._ids = {label: i for i, label in enumerate(labels)}
+        self._words = settings.scheme == "words"
+        free = np.ones((len(labels), len(labels)), bool), np.ones(len(labels), bool), np.ones(len(labels), bool)
+        self._allowed = free if self._words else entities.transitions(labels)
+        self.metric: str = settings.metric or ("accuracy" if self._words else "f1")
+        self.model = BertForTokenClassification(encoder.config, len(labels))
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """Of all words."""
+        return {"tag_loss": jnp.sum(batch["tag_weight"])}
+
+    def sums(self, found: Float[Array, "R L C"], batch: Batch) -> dict[str, Sums]:
+        """Cross-entropy in nats, and the share of words with the right tag."""
+        targets = (found, batch["tag"], batch["tag_weight"])
+        return {"tag_loss": masked_cross_entropy(*targets), "accuracy": masked_accuracy(*targets)}
+
+    def readable(self, found: Float[Array, "R L C"]) -> Outputs:
+        """Log-probabilities."""
+        return Outputs({}, {"log_probabilities": jax.nn.log_softmax(found)})
+
+    def features(self, examples: Sequence[Sentence]) -> list[Feature]:
+        """A sequence each; of sentences that are too long, windows that overlap."""
+        encodings = encode(self.encoder, [example.text for example in examples], self.encoder.max_length // _OVERLAP)
+        return [
+            self._feature(n, example, window)
+            for n, (example, encoding) in enumerate(zip(examples, encodings, strict=True))
+            for window in (encoding, *encoding.overflowing)
+        ]
+
+    def _feature(self, number: int, example: Sentence, encoding: Encoding) -> Feature:
+        tags, weights = [0] * len(encoding), [0.0] * len(encoding)
+        word_of = _first_pieces(encoding, example.words)
+        for place, word in word_of.items():
+            tag = example.tags[word]
+            if tag not in self._ids:
+                raise unknown_label(tag, self.labels)
+            tags[place], weights[place] = self._ids[tag], 1.0
+        tokens = {"tag": tags, "tag_weight": weights}
+        return Feature(number, encoding.ids, type_ids(self.encoder, encoding), tokens, host={"word_of": word_of})
+
+    def decode(
+        self, examples: Sequence[Sentence], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> list[Tagged]:
+        """The likeliest legal tags. A word is read in the window where it has most around it."""
+        best: list[dict[int, tuple[int, np.ndarray]]] = [{} for _ in examples]
+        for feature, found in zip(features, outputs, strict=True):
+            for place, word in feature.host["word_of"].items():
+                around = min(place, len(feature.input_ids) - 1 - place)
+                known = best[feature.example].get(word)
+                if known is None or around > known[0]:
+                    best[feature.example][word] = around, found["log_probabilities"][place]
+        return [self._tagged(example, rows) for example, rows in zip(examples, best, strict=True)]
+
+    def _tagged(self, example: Sentence, rows: Mapping[int, tuple[int, np.ndarray]]) -> Tagged:
+        # A word that is nothing to the tokenizer is outside, or (of parts of speech) whatever comes first.
+        unread = np.full(len(self.labels), -20.0)
+        unread[0] = 0.0
+        scores = np.array([rows[n][1] if n in rows else unread for n in range(len(example.words))])
+        scores = scores.reshape(-1, len(self.labels)).astype(np.float64)
+        path = entities.best_path(scores, self._allowed)
+        tags = tuple(self.labels[i] for i in path)
+        over = [] if self._words else entities.spans(tags)
+        chances = np.exp(scores[np.arange(len(path)), path]) if path else np.zeros(0)
+        gold = [self._ids.get(tag, 0) for tag in example.tags]
+        loss = -float(scores[np.arange(len(gold)), gold].mean()) if gold else 0.0
+        means = tuple(float(chances[start:end].mean()) for start, end, _ in over)
+        return Tagged(tags, in_characters(over, example.words), means, loss)
+
+    def score(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> dict[str, float]:
+        """precision, recall and f1 of whole entities (micro, as conlleval), strict_f1, macro_f1 over types, accuracy of words."""
+        pairs = [pair for e, p in zip(examples, predictions, strict=True) for pair in zip(e.tags, p.tags, strict=True)]
+        accuracy = sum(gold == tag for gold, tag in pairs) / len(pairs) if pairs else math.nan
+        if self._words:
+            return {"accuracy": accuracy}
+        counts = self._counts(examples, predictions)
+        whole = metrics.together(list(counts.values()))
+        strict = metrics.together(list(self._counts(examples, predictions, strict=True).values()))
+        return {
+            "precision": whole.precision,
+            "recall": whole.recall,
+            "f1": whole.f1,
+            "strict_f1": strict.f1,
+            "macro_f1": metrics.macro_f1(list(counts.values())),
+            "accuracy": accuracy,
+        }
+
+    def _counts(
+        self, examples: Sequence[Sentence], predictions: Sequence[Tagged], strict: bool = False
+    ) -> dict[str, metrics.Counts]:
+        correct, predicted, gold = ({} for _ in range(3))
+        for example, prediction in zip(examples, predictions, strict=True):
+            right, found = {*(example.strict if strict else example.entities)}, {*prediction.entities}
+            for table, some in ((correct, right & found), (predicted, found), (gold, right)):
+                for span in some:
+                    table[span.type] = table.get(span.type, 0) + 1
+        names = sorted(predicted.keys() | gold.keys())
+        return {name: metrics.Counts(*(table.get(name, 0) for table in (correct, predicted, gold))) for name in names}
+
+    def tables(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> list[Table]:
+        """Entities by type, and words by tag."""
+        table = self._confusion(examples, predictions)
+        words = metrics.report_rows(self.labels, metrics.class_counts(table))
+        by_word = Table("Words, by tag", metrics.REPORT_COLUMNS, words)
+        if self._words:
+            return [by_word]
+        counts = self._counts(examples, predictions)
+        rows = metrics.report_rows(list(counts), list(counts.values()))
+        rows += metrics.report_rows(["all"], [metrics.together(list(counts.values()))])
+        return [Table("Whole entities, by type", metrics.REPORT_COLUMNS, rows), by_word]
+
+    def confusion(
+        self, examples: Sequence[Sentence], predictions: Sequence[Tagged]
+    ) -> tuple[Sequence[str], np.ndarray]:
+        """Of words and tags."""
+        return self.labels, self._confusion(examples, predictions)
+
+    def _confusion(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> np.ndarray:
+        gold = [self._ids[tag] for example in examples for tag in example.tags]
+        found = [self._ids[tag] for prediction in predictions for tag in prediction.tags]
+        return metrics.confusion(np.array(gold, int), np.array(found, int), len(self.labels))
+
+    def mistakes(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> list[Mistake]:
+        """Sentences with a wrong entity, or a wrong tag."""
+        found = []
+        for example, prediction in zip(examples, predictions, strict=True):
+            if self._words and example.tags != prediction.tags:
+                found.append(Mistake(example.text, " ".join(example.tags), " ".join(prediction.tags), prediction.loss))
+            elif {*example.entities} != {*prediction.entities}:
+                right, wrong = (
+                    ", ".join(f"{example.text[s:e]} ({kind})" for s, e, kind in some) or "-"
+                    for some in (example.entities, prediction.entities)
+                )
+                found.append(Mistake(example.text, right, wrong, prediction.loss))
+        return found
+
+
+def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
+    """Entities in words -> in characters."""
+    return tuple(Span(words[start][0], words[end - 1][1], kind) for start, end, kind in found)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Spans as a list; CLUENER has type -> name -> [[start, end]]."""
+    if isinstance(value, Mapping):
+        return [
+            [*place, kind]
+            for kind, names in value.items()
+            if isinstance(names, Mapping)
+            for places in names.values()
+            for place in places
+        ]
+    if not isinstance(value, list | tuple):
+        raise BadRecordError(f"{value!r} is no list of spans")
+    return list(value)
+
+
+def _first_pieces(encoding: Encoding, words: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Place of a token -> the word that it is the first piece of, in this window."""
+    found: dict[int, int] = {}
+    word = 0
+    for place, (start, end) in enumerate(encoding.offsets):
+        if encoding.special_tokens_mask[place]:
+            continue
+        while word < len(words) and words[word][1] <= start:
+            word += 1
+        # A window may begin within a word: that word's first piece is in the window before.
+        if word < len(words) and start <= words[word][0] < end:
+            found[place] = word
+    return found
