@@ -24,7 +24,7 @@ FORBIDDEN = {
         "jaxbert.train.step",
         "jaxbert.train.optimizer",
     ),
-    "jaxbert/predict": ("tensorflow", "torch", "jaxbert.data", "jaxbert.train"),
+    "jaxbert/predict": ("tensorflow", "torch", "jaxbert.train"),
     "jaxbert/tasks": ("tensorflow", "jaxbert.text"),
 }
 

@@ -67,6 +67,17 @@ class Placed(NamedTuple):
     starts: Int[np.ndarray, " n"]
     """Place of the first token in the row."""
 
+    def outputs_of(
+        self, features: Sequence[Feature], outputs: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """The number of each feature, and what of the outputs is its own. `outputs`: of sequences [R, S, ...], and of tokens [R, L, ...]."""
+        sequences, tokens = outputs
+        columns = (self.features, self.rows, self.slots, self.starts)
+        for feature, row, slot, start in zip(*(column.tolist() for column in columns), strict=True):
+            stop = start + len(features[feature].input_ids)
+            of_tokens = {name: values[row, start:stop] for name, values in tokens.items()}
+            yield feature, {name: values[row, slot] for name, values in sequences.items()} | of_tokens
+
 
 def layout_of(features: Sequence[Feature], rows_multiple: int) -> Layout:
     """Rows with room for the longest sequence: a multiple of 8 tokens, 64 at least."""

@@ -33,7 +33,7 @@ from jaxbert.finetune.examples import Examples, read_all
 from jaxbert.finetune.source import Source, find_source
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task
-from jaxbert.tasks.task import BoundTask, Encoder, Task
+from jaxbert.tasks.task import TASK, BoundTask, Encoder, Task
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import Totals
 from jaxbert.train.freezing import Frozen
@@ -133,7 +133,9 @@ class _Run:
             _Split(some, self.bound.features(some)) for some in (examples.train, examples.dev, examples.test)
         )
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
-        self.layout: Layout = layout_of([*self.train_split.features, *self.dev.features], rows_multiple)
+        self.layout: Layout = layout_of(
+            [*self.train_split.features, *self.dev.features, *self.test.features], rows_multiple
+        )
         self.batches = TrainingBatches(self.train_split.features, config.train.batch_size, self.layout, config.seed)
         steps = _steps(config, self.batches.num_batches)
         self.config = dataclasses.replace(
@@ -189,12 +191,8 @@ class _Run:
                 return None
             sums, outputs = jax.device_get(self._outputs(state, self.session.put(part(placed.arrays, *mine))))
             totals.add(sums)
-            columns = (placed.features, placed.rows, placed.slots, placed.starts)
-            for feature, row, slot, start in zip(*(column.tolist() for column in columns), strict=True):
-                stop = start + len(split.features[feature].input_ids)
-                found[feature] = {name: values[row, slot] for name, values in outputs.sequences.items()} | {
-                    name: values[row, start:stop] for name, values in outputs.tokens.items()
-                }
+            for feature, values in placed.outputs_of(split.features, outputs):
+                found[feature] = values
         predictions = self.bound.decode(split.examples, split.features, found)
         measures = self.bound.score(split.examples, predictions)
         return {**totals.means(self.bound.loss_weights), **measures}, predictions
@@ -266,7 +264,7 @@ class _Run:
             self.source.tokenizer_folder,
             architecture=architecture,
             card=card,
-            extra=extra | self.bound.configuration(),
+            extra=extra | self.bound.configuration() | {TASK: dataclasses.asdict(self.config.task)},
             carried=self.source.carried,
             labels=len(self.bound.labels),
             unused_positions=self.source.unused_positions,

@@ -4,6 +4,7 @@ Whatever the number and the lengths of the texts, they go through the model in a
 are compiled, and in rows that several texts share, so that little is computed for nothing.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,12 +16,21 @@ from tokenizers import Encoding
 
 from jaxbert.predict import programs
 from jaxbert.predict.batches import Item
-from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, open_tokenizer
+from jaxbert.predict.finetuned import FinetunedModel
+from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, fault_of, open_tokenizer
 from jaxbert.weights.embedder import Embedder, Pooling
 from jaxbert.weights.load import Loaded
 
-Task = Literal["fill-mask", "next-sentence", "embed"]
-HEADS: dict[Task, tuple[str, ...]] = {"fill-mask": ("mlm",), "next-sentence": ("pooler", "nsp"), "embed": ()}
+Task = Literal["fill-mask", "next-sentence", "embed", "classify", "tag", "relate", "answer"]
+HEADS: dict[Task, tuple[str, ...]] = {
+    "fill-mask": ("mlm",),
+    "next-sentence": ("pooler", "nsp"),
+    "embed": (),
+    "classify": ("sequence",),
+    "tag": ("token",),
+    "relate": ("relation",),
+    "answer": ("span",),
+}
 """What a task needs beside the encoder."""
 
 _SMALLEST_TOP_K = 8
@@ -66,7 +76,7 @@ class Predictor:
         if loaded.tokenizer is None:
             raise PredictError(f"{loaded.source}: came without a tokenizer: put its files beside the weights")
         self._source, self._config, self._embedder = loaded.source, loaded.config, loaded.embedder
-        self._heads = loaded.groups
+        self._heads, self._loaded = loaded.groups, loaded
         if task is not None:
             self._need(task)
         positions = loaded.config.max_position_embeddings
@@ -192,6 +202,71 @@ class Predictor:
         if embedder.normalize if normalize is None else normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors[0] if isinstance(texts, str) else vectors
+
+    @overload
+    def classify(self, texts: str | tuple[str, str]) -> dict[str, Any]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]: ...
+    def classify(self, texts: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """The class of a text or of a pair of texts: "label", "score" (its probability), "scores" of all classes.
+
+        Where a text may have several classes: "labels" and "scores"; where it is judged by a number: "number". What is longer than the
+        model reads is cut.
+        """
+        self._need("classify")
+        single = isinstance(texts, str | tuple)
+        found = self._finetuned.classify(self._checked([texts] if single else _listed(texts)))
+        return found[0] if single else found
+
+    @overload
+    def tag(self, texts: str) -> list[Any]: ...
+    @overload
+    def tag(self, texts: Sequence[str]) -> list[list[Any]]: ...
+    def tag(self, texts: str | Sequence[str]) -> list[Any]:
+        """The entities of a text, in the form of transformers' token-classification pipeline ("simple"); of a list, such a list for each.
+
+        Of models whose words each have a tag (parts of speech), every word. Long texts are read in windows.
+        """
+        self._need("tag")
+        found: list[Any] = self._finetuned.tag(self._checked(_listed(texts)))
+        return found[0] if isinstance(texts, str) else found
+
+    @overload
+    def relate(self, texts: str) -> dict[str, Any]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def relate(self, texts: Sequence[str]) -> list[dict[str, Any]]: ...
+    def relate(self, texts: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
+        """The relation of the two entities that are marked in a text ("The <e1>ridge</e1> uprises from the <e2>surge</e2>.")."""
+        self._need("relate")
+        found = self._finetuned.relate(self._checked(_listed(texts)))
+        return found[0] if isinstance(texts, str) else found
+
+    @overload
+    def answer(self, question: str, context: str, top_k: int = 1) -> list[dict[str, Any]]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def answer(self, question: Sequence[str], context: Sequence[str], top_k: int = 1) -> list[list[dict[str, Any]]]: ...
+    def answer(self, question: str | Sequence[str], context: str | Sequence[str], top_k: int = 1) -> list[Any]:
+        """The best answers to a question, pieces of its context: "answer", "score", "start" and "end" in characters.
+
+        An empty answer is none, from models that were trained with such questions. Long contexts are read in windows.
+        """
+        self._need("answer")
+        questions, contexts = _listed(question), _listed(context)
+        if isinstance(question, str) != isinstance(context, str) or len(questions) != len(contexts):
+            raise PredictError("answer takes a question and a context, or two lists of the same length")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise PredictError(f"top_k {top_k}: at least 1")
+        found = self._finetuned.answer(self._checked(questions), self._checked(contexts), top_k)
+        return found[0] if isinstance(question, str) else found
+
+    @functools.cached_property
+    def _finetuned(self) -> FinetunedModel:
+        return FinetunedModel(self._loaded, self._texts.tokenizer, self.max_length)
+
+    def _checked(self, texts: list[Any]) -> list[Any]:
+        if faults := {number: fault for number, text in enumerate(texts) if (fault := fault_of(text))}:
+            raise TextError(faults)
+        return texts
 
     def _need(self, task: Task) -> None:
         missing = [head for head in HEADS[task] if head not in self._heads]

@@ -18,6 +18,9 @@ from jaxbert.weights.load import load
 
 # Bytes that are no UTF-8 arrive as lone surrogates, so that the line is known that they are in.
 _KEEP_BYTES = "surrogateescape"
+# Tabs that a line may have.
+_TABS = {"next-sentence": (1,), "answer": (1,), "classify": (0, 1)}
+_TOP_K = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +30,14 @@ class PredictOptions:
     model: str
     """A folder that jaxbert.load takes (a run, a Hugging Face folder, ...), or a model's name on the hub."""
     task: Task
-    """fill-mask; next-sentence, of lines with a tab between the two texts; or embed."""
+    """fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with a tab between two texts,
+    next-sentence, answer (question, context), or classify of pairs."""
     input: str = "-"
     """File with a text on each line. -: standard input."""
     output: str = "-"
     """File for the results, in place when all are there (FILE.partial until then). -: standard output."""
-    top_k: int = 5
-    """fill-mask: candidates for each mask."""
+    top_k: int | None = None
+    """fill-mask: candidates for each mask (None: 5); answer: answers to each question (None: 1)."""
     pooling: Pooling | None = None
     """embed: cls, mean or max. None: what the model's folder says, else mean."""
     normalize: bool | None = None
@@ -90,7 +94,7 @@ def _say(text: str) -> None:
 def _check(options: PredictOptions) -> None:
     """What can be said of the options before the model is read."""
     for name in ("lines_at_once", "top_k"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise PredictError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
     given = [name for name in ("pooling", "normalize", "prompt") if getattr(options, name) is not None]
     if given and options.task != "embed":
@@ -127,26 +131,41 @@ def _line(answer: dict[str, Any]) -> str:
 
 
 def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]) -> list[dict[str, Any]]:
-    faults = {number: "is not UTF-8: convert it" for number, line in enumerate(lines) if not _is_text(line)}
-    if options.task == "next-sentence":
-        tabs = {number: line.count("\t") for number, line in enumerate(lines)}
-        wrong = {
-            number: f"has {count} tabs: put one between the two texts" for number, count in tabs.items() if count != 1
-        }
-        faults = wrong | faults
-    if faults:
-        raise TextError(faults)
+    """The result of each line. Raises TextError for lines that cannot be served."""
+    tabs = _TABS.get(options.task)
+    faults = {n: _line_fault(line, tabs) for n, line in enumerate(lines)}
+    if any(faults.values()):
+        raise TextError({n: fault for n, fault in faults.items() if fault})
     if options.task == "fill-mask":
-        found = predictor.fill_mask(lines, options.top_k)
+        found = predictor.fill_mask(lines, options.top_k or _TOP_K)
         return [{"text": text, "candidates": one} for text, one in zip(lines, found, strict=True)]
-    if options.task == "next-sentence":
-        first, second = ([line.split("\t")[side] for line in lines] for side in (0, 1))
-        probabilities = predictor.next_sentence(first, second)
-        return [{"first": a, "second": b, "is_next": p} for a, b, p in zip(first, second, probabilities, strict=True)]
-    vectors = predictor.embed(lines, options.pooling, options.normalize, options.prompt)
-    # Nine digits tell every float32 from its neighbours.
-    rounded = [[float(f"{x:.9g}") for x in vector] for vector in vectors.tolist()]
-    return [{"text": text, "embedding": vector} for text, vector in zip(lines, rounded, strict=True)]
+    if options.task == "embed":
+        vectors = predictor.embed(lines, options.pooling, options.normalize, options.prompt)
+        # Nine digits tell every float32 from its neighbours.
+        rounded = [[float(f"{x:.9g}") for x in vector] for vector in vectors.tolist()]
+        return [{"text": text, "embedding": vector} for text, vector in zip(lines, rounded, strict=True)]
+    if options.task == "classify":
+        texts: list[Any] = [tuple(line.split("\t")) if "\t" in line else line for line in lines]
+        return [{"text": line, **one} for line, one in zip(lines, predictor.classify(texts), strict=True)]
+    if options.task == "tag":
+        return [{"text": text, "entities": one} for text, one in zip(lines, predictor.tag(lines), strict=True)]
+    if options.task == "relate":
+        return [{"text": text, **one} for text, one in zip(lines, predictor.relate(lines), strict=True)]
+    first, second = ([line.split("\t")[side] for line in lines] for side in (0, 1))
+    if options.task == "answer":
+        answers = predictor.answer(first, second, options.top_k or 1)
+        return [{"question": a, "context": b, "answers": one} for a, b, one in zip(first, second, answers, strict=True)]
+    probabilities = predictor.next_sentence(first, second)
+    return [{"first": a, "second": b, "is_next": p} for a, b, p in zip(first, second, probabilities, strict=True)]
+
+
+def _line_fault(line: str, tabs: tuple[int, ...] | None) -> str | None:
+    if not _is_text(line):
+        return "is not UTF-8: convert it"
+    count = line.count("\t")
+    if tabs is None or count in tabs:
+        return None
+    return f"has {count} tabs: put one between the two texts"
 
 
 def _is_text(line: str) -> bool:

@@ -124,13 +124,14 @@ def _through_transformers(folder: pathlib.Path) -> Tokenizer:
 
 
 def _bad_text(texts: Sequence[Any], error: Exception) -> PredictError:
-    faults = {number: fault for number, text in enumerate(texts) if (fault := _fault(text))}
+    faults = {number: fault for number, text in enumerate(texts) if (fault := fault_of(text))}
     if faults:
         return TextError(faults)
     return PredictError(f"the tokenizer refuses the texts: {str(error).splitlines()[0]}")
 
 
-def _fault(text: Any) -> str | None:
+def fault_of(text: Any) -> str | None:
+    """Why a text, or a pair, is none."""
     for part in text if isinstance(text, tuple) else (text,):
         if not isinstance(part, str):
             return f"is of the type {type(part).__name__}: texts are str"

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,8 @@ from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, colum
 from jaxbert.train.losses import Sums, masked_cross_entropy
 from jaxbert.train.state import Batch
 
+NO_ANSWER = "no_answer_is_possible"
+"""The key of config.json that says that a question may have no answer."""
 # Finite, so that sums with it stay finite.
 _NOT_MINE = -1e9
 
@@ -216,6 +219,10 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         ]
         exact, f1 = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
         return {"exact_match": exact, "f1": f1}
+
+    def configuration(self) -> dict[str, Any]:
+        """Whether an answer may be none."""
+        return {NO_ANSWER: self._may_be_empty}
 
     def mistakes(self, examples: Sequence[Question], predictions: Sequence[Answered]) -> list[Mistake]:
         """Answers that are not exactly right; the surer, the worse."""

@@ -67,6 +67,8 @@ class Tagged:
     """In characters."""
     scores: tuple[float, ...]
     """Of each entity: the mean probability of its words' tags."""
+    word_scores: tuple[float, ...]
+    """Of each word: the probability of its tag."""
     loss: float
     """Mean -log probability of the right tags, in nats."""
 
@@ -90,7 +92,7 @@ class Tagging(Task[Sentence, Tagged]):
         found = sorted(self._span(text, span) for span in _listed(column(record, settings.spans, "task.spans")))
         if any(one.end > other.start for one, other in itertools.pairwise(found)):
             raise BadRecordError(f"two of its {settings.spans} overlap")
-        return self._sentence(text, tuple((m.start(), m.end()) for m in _WORD.finditer(text)), found)
+        return self._sentence(text, words_of(text), found)
 
     def _from_columns(self, columns: Sequence[Sequence[str]]) -> Sentence:
         settings, width = self.settings, len(columns[0])
@@ -246,7 +248,7 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         gold = [self._ids.get(tag, 0) for tag in example.tags]
         loss = -float(scores[np.arange(len(gold)), gold].mean()) if gold else 0.0
         means = tuple(float(chances[start:end].mean()) for start, end, _ in over)
-        return Tagged(tags, in_characters(over, example.words), means, loss)
+        return Tagged(tags, in_characters(over, example.words), means, tuple(chances.tolist()), loss)
 
     def score(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> dict[str, float]:
         """precision, recall and f1 of whole entities (micro, as conlleval), strict_f1, macro_f1 over types, accuracy of words."""
@@ -314,6 +316,11 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
                 )
                 found.append(Mistake(example.text, right, wrong, prediction.loss))
         return found
+
+
+def words_of(text: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) in characters of the words of a running text."""
+    return tuple((match.start(), match.end()) for match in _WORD.finditer(text))
 
 
 def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tuple[Span, ...]:

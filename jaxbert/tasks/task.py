@@ -22,6 +22,8 @@ from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.names import Family
 
+TASK = "jaxbert_task"
+"""The key of config.json that has a task's settings."""
 E = TypeVar("E")
 P = TypeVar("P")
 

@@ -18,7 +18,7 @@ from jaxbert.weights.flax_v4 import read_msgpack
 from jaxbert.weights.folder import Found, find
 from jaxbert.weights.huggingface import read_folder_configuration, read_weights
 from jaxbert.weights.names import Family, WeightsError
-from jaxbert.weights.run_folder import read_run, read_run_config, run_tokenizer
+from jaxbert.weights.run_folder import EXPORTED, is_finetuned, read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
 from jaxbert.weights.tokenizer import find_tokenizer
 
@@ -126,6 +126,8 @@ def load(
     )
     place = _local(path_or_name)
     found = find(transformer_folder(place))
+    if found.kind == "run" and is_finetuned(found.folder):
+        found = find(found.folder / EXPORTED)
     if found.kind == "run":
         return _load_run(found.folder, request, scan_layers)
     readers = {"huggingface": _huggingface, "flax": _flax, "tensorflow": _tensorflow}

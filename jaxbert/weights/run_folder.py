@@ -24,6 +24,22 @@ from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG
 from jaxbert.weights.names import WeightsError
 
+EXPORTED = "model"
+"""The Hugging Face folder that a finished run has in its own."""
+
+
+def is_finetuned(folder: pathlib.Path) -> bool:
+    """Whether a run's folder is one of fine-tuning, whose model is the one that it exported.
+
+    Raises WeightsError where that is not there yet.
+    """
+    config = read_json(folder / CONFIG).get("config")
+    if not isinstance(config, dict) or "task" not in config:
+        return False
+    if not (folder / EXPORTED).is_dir():
+        raise WeightsError(f"{folder}: is a fine-tuning run that is not finished: let the same command go on")
+    return True
+
 
 def read_run_config(folder: pathlib.Path) -> Config:
     """What the run was run with. Raises WeightsError where its config.json does not say it whole."""

@@ -14,7 +14,11 @@ SMALL = ModelConfig(vocab_size=131, hidden_size=32, num_layers=2, num_heads=4, i
 BERT_HEADS = ("encoder", "pooler", "mlm", "nsp")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# transformers has no class for relations.
+THEIRS = [name for name in ARCHITECTURES if not name.endswith("ForRelationClassification")]
+
+
+@pytest.mark.parametrize("architecture", THEIRS)
 def test_names_and_shapes_are_those_of_the_torch_class(architecture: str):
     family, groups = ARCHITECTURES[architecture]
     # A question answering head with other than two labels is none.

@@ -1,0 +1,168 @@
+"""What a fine-tuned model says of texts: classes, entities, relations and answers, through the tasks' own features and decoding."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tokenizers import Tokenizer
+
+from jaxbert.data.examples import Layout, evaluation_batches
+from jaxbert.finetune.config import ClassificationConfig, RelationConfig, SpanConfig, TaggingConfig
+from jaxbert.predict.batches import row_lengths
+from jaxbert.predict.texts import TextError
+from jaxbert.tasks.classification import BoundClassification, Text
+from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
+from jaxbert.tasks.span import NO_ANSWER, BoundSpanAnswering, Question
+from jaxbert.tasks.tagging import BoundTagging, Sentence, words_of
+from jaxbert.tasks.task import TASK, BoundTask, Encoder
+from jaxbert.weights.load import Loaded
+
+
+class Entity(TypedDict):
+    """An entity in a text, with the keys of transformers' token-classification pipeline."""
+
+    entity_group: str
+    score: float
+    """Mean probability of its words' tags."""
+    word: str
+    start: int
+    end: int
+    """In characters of the text."""
+
+
+class FinetunedModel:
+    """A model with the head of a task. Each method wants the head that its task trains."""
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, max_length: int):
+        self._loaded = loaded
+        self._encoder = Encoder(loaded.config, loaded.family, tokenizer, max_length)
+        mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self._rows, self._devices = NamedSharding(mesh, PartitionSpec("data")), mesh.size
+        self._params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
+        named = loaded.extra.get("id2label") or {}
+        self.labels: tuple[str, ...] = tuple(
+            str(named.get(str(i), f"LABEL_{i}")) if isinstance(named, Mapping) else str(named[i])
+            for i in range(loaded.labels)
+        )
+        """Names of the classes, by their ids."""
+        self._programs: dict[type, Any] = {}
+        settings = loaded.extra.get(TASK)
+        self._settings: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
+
+    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+        """Of each text or pair: the label (or labels, or number) and the scores of all."""
+        problem = str(self._loaded.extra.get("problem_type"))
+        target = {"multi_label_classification": "multi-label", "regression": "regression"}.get(problem, "class")
+        target = "regression" if len(self.labels) == 1 else target
+        task = BoundClassification(
+            ClassificationConfig(target=target, **self._kept("threshold")),  # pyright: ignore[reportArgumentType]
+            self.labels,
+            dict.fromkeys(self.labels, 1.0),
+            self._encoder,
+        )
+        # What the labels are is asked here: any will do.
+        examples = [
+            Text(text, None, self.labels[:1], 0.0) if isinstance(text, str) else Text(*text, self.labels[:1], 0.0)
+            for text in texts
+        ]
+        found = []
+        for one in self._predicted(task, examples):
+            scores = {label: float(score) for label, score in zip(self.labels, one.scores, strict=True)}
+            if target == "regression":
+                found.append({"number": float(one.scores[0])})
+            elif target == "multi-label":
+                found.append({"labels": list(one.labels), "scores": scores})
+            else:
+                found.append({"label": one.labels[0], "score": scores[one.labels[0]], "scores": scores})
+        return found
+
+    def tag(self, texts: Sequence[str]) -> list[list[Entity]]:
+        """The entities of each text; where words have tags of their own, every word with its tag."""
+        words_alone = not any(label.startswith(("B-", "I-", "S-")) for label in self.labels)
+        scheme = "words" if words_alone else "bioes" if any(label.startswith("E-") for label in self.labels) else "iob2"
+        task = BoundTagging(TaggingConfig(scheme=scheme), self.labels, self._encoder)
+        places = [words_of(text) for text in texts]
+        examples = [
+            Sentence(text, words, (self.labels[0],) * len(words), (), ())
+            for text, words in zip(texts, places, strict=True)
+        ]
+        results = []
+        for text, words, one in zip(texts, places, self._predicted(task, examples), strict=True):
+            spans = [(*place, tag) for place, tag in zip(words, one.tags, strict=True)] if words_alone else one.entities
+            scores = one.word_scores if words_alone else one.scores
+            results.append(
+                [
+                    Entity(entity_group=kind, score=score, word=text[start:end], start=start, end=end)
+                    for (start, end, kind), score in zip(spans, scores, strict=True)
+                ]
+            )
+        return results
+
+    def relate(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """The relation of the entities that are marked in each text as <e1>..</e1> and <e2>..</e2>, and the scores of all."""
+        task = BoundRelation(RelationConfig(), self.labels, self._encoder)
+        examples, faults = [], {}
+        for number, text in enumerate(texts):
+            try:
+                examples.append(Pair(*without_tags(text), self.labels[0]))
+            except ValueError as error:
+                faults[number] = f"{error}: mark its entities as <e1>..</e1> and <e2>..</e2>"
+        if faults:
+            raise TextError(faults)
+        return [
+            {
+                "label": one.label,
+                "score": float(one.scores.max()),
+                "scores": {label: float(score) for label, score in zip(self.labels, one.scores, strict=True)},
+            }
+            for one in self._predicted(task, examples)
+        ]
+
+    def answer(self, questions: Sequence[str], contexts: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
+        """The best answers to each question, the likeliest first, with the keys of transformers' question-answering pipeline.
+
+        An empty "answer" is none at all, from models that may say so.
+        """
+        settings = SpanConfig(
+            **self._kept("stride", "max_question_length", "max_answer_length", "n_best", "null_threshold")
+        )
+        # A model that reads little has short windows.
+        question = min(settings.max_question_length, self._encoder.max_length // 2)
+        stride = max(min(settings.stride, (self._encoder.max_length - question) // 2), 1)
+        settings = dataclasses.replace(
+            settings, max_question_length=question, stride=stride, n_best=max(settings.n_best, top_k)
+        )
+        may_be_empty = self._loaded.extra.get(NO_ANSWER) is True
+        task = BoundSpanAnswering(settings, self.labels, self._encoder, may_be_empty)
+        examples = [Question("", question, context, ()) for question, context in zip(questions, contexts, strict=True)]
+        results = []
+        for one in self._predicted(task, examples):
+            others = [candidate for candidate in one.candidates if candidate != one.answer]
+            results.append(
+                [
+                    {"answer": found.text, "score": found.score, "start": found.start, "end": found.end}
+                    for found in (one.answer, *others)[:top_k]
+                ]
+            )
+        return results
+
+    def _kept(self, *names: str) -> dict[str, Any]:
+        return {name: self._settings[name] for name in names if name in self._settings}
+
+    def _predicted(self, task: BoundTask[Any, Any], examples: Sequence[Any]) -> list[Any]:
+        if not examples:
+            return []
+        program = self._programs.setdefault(type(task), jax.jit(task.outputs))
+        features = task.features(examples)
+        longest = max(len(feature.input_ids) for feature in features)
+        # Few lengths of rows are compiled.
+        length = next(one for one in row_lengths(self._encoder.max_length) if one >= longest)
+        found: list[Mapping[str, np.ndarray]] = [{} for _ in features]
+        for placed in evaluation_batches(features, Layout(length, self._devices)):
+            _, outputs = program(self._params, jax.device_put(placed.arrays, self._rows))
+            for feature, values in placed.outputs_of(features, jax.device_get(outputs)):
+                found[feature] = values
+        return task.decode(examples, features, found)
