@@ -26,7 +26,7 @@ def main() -> int:
         from jaxbert.finetune.run import finetune
 
         result = finetune(config)
-    return 0 if result.model is not None else 1
+    return 0 if result.model is not None or config.check_data else 1
 
 
 if __name__ == "__main__":

@@ -92,7 +92,16 @@ def test_every_public_name_loads(repository: pathlib.Path):
 
 
 def test_top_level_is_what_users_know(repository: pathlib.Path):
-    for name in ("README.md", "LICENSE", "CHANGELOG.md", "constraints.txt", "train.py", ".ci/run", "jaxbert/py.typed"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+        "train.py",
+        "finetune.py",
+        ".ci/run",
+        "jaxbert/py.typed",
+    ):
         assert (repository / name).exists(), name
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf8"))["project"]
     assert project["requires-python"] == ">=3.11"

@@ -29,7 +29,7 @@ class ClassificationConfig:
     label_separator: str = ","
     """What stands between the classes of a multi-label row in TSV and CSV."""
     labels: tuple[str, ...] = ()
-    """The classes, in order. Empty: those of the training rows, sorted."""
+    """The classes, in order. Empty: those that the files have, sorted."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weight of an example in the loss: 1, or inverse to how frequent its class is in the training rows (mean 1)."""
     label_smoothing: float = 0.0
@@ -61,7 +61,7 @@ class TaggingConfig:
     inclusive_ends: bool = False
     """JSONL: an entity's end is its last character (CLUENER), not the one after it."""
     labels: tuple[str, ...] = ()
-    """Types of entities (of "words": the tags), in order. Empty: those of the training rows, sorted."""
+    """Types of entities (of "words": the tags), in order. Empty: those that the files have, sorted."""
     metric: str | None = None
     """What the best checkpoint is chosen by. None: f1; accuracy of "words"."""
 
@@ -79,7 +79,7 @@ class RelationConfig:
     label: str = "label"
     """Column of the relation, with its direction where it has one: "Cause-Effect(e2,e1)"."""
     labels: tuple[str, ...] = ()
-    """The relations, in order. Empty: those of the training rows, sorted."""
+    """The relations, in order. Empty: those that the files have, sorted."""
     other: str = "Other"
     """The relation that the official macro-F1 leaves out."""
     metric: str = "macro_f1"
@@ -169,6 +169,8 @@ class FinetuneConfig:
     """Seed of new parameters, dropout and order."""
     model: str | None = None
     """What jaxbert.load takes: a folder, a run, or a name on the hub. None: the newest run in runs/, else a new small encoder."""
+    check_data: bool = False
+    """Say what the data is like (counts, labels, lengths, first examples as the model reads them), and train nothing."""
     compare_untrained: bool = False
     """Train the same encoder from random parameters first, and report both: what the pretraining of `model` is worth."""
     dropout: float | None = None

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxbert import run_folder
-from jaxbert.config import TrainConfig
+from jaxbert.config import ModelConfig, TrainConfig
 from jaxbert.data.examples import (
     Arrays,
     Feature,
@@ -28,12 +28,13 @@ from jaxbert.data.examples import (
     part,
 )
 from jaxbert.finetune import report
+from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, read_all
 from jaxbert.finetune.source import Source, find_source
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task
-from jaxbert.tasks.task import TASK, BoundTask, Encoder, Task
+from jaxbert.tasks.task import OF_A_TASK, TASK, BoundTask, Encoder, Task
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import Totals
 from jaxbert.train.freezing import Frozen
@@ -79,10 +80,15 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         if jax.process_index() == 0:
             stack.enter_context(run_folder.locked(workdir))
         examples = read_all(task, config.data, config.seed)
-        for warning in examples.warnings:
+        for warning in () if config.check_data else examples.warnings:
             say(f"warning: {warning}")
         run_folder.check_same_finetuning(config, examples.fingerprint, workdir)
         source = _on_process_0_first(lambda: find_source(config, map(task.text, examples.train), workdir))
+        if config.check_data:
+            encoder = _encoder(config, source)
+            bound = task.bind(examples.labels, examples.train, encoder)
+            say("\n".join(describe(task, bound, examples, encoder)))
+            return FinetuneResult(workdir, None, 0, {}, {}, {})
         if jax.process_index() == 0:
             run_folder.save_finetuning(config, workdir, examples.fingerprint)
         untrained: Mapping[str, float] = {}
@@ -123,12 +129,9 @@ class _Run:
 
     def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
         self.source, self.examples = source, examples
-        model = source.with_dropout(config)
-        # Longer sequences have no positions.
-        max_length = min(config.data.max_length, model.max_position_embeddings)
-        encoder = Encoder(model, source.family, source.tokenizer, max_length)
+        encoder = _encoder(config, source)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
-        self.model_config = model
+        self.model_config: ModelConfig = encoder.config
         self.train_split, self.dev, self.test = (
             _Split(some, self.bound.features(some)) for some in (examples.train, examples.dev, examples.test)
         )
@@ -255,8 +258,7 @@ class _Run:
             },
             metrics={f"dev {name}": value for name, value in metrics.items() if math.isfinite(value)},
         )
-        dropped = ("id2label", "label2id", "num_labels", "problem_type")
-        extra = {key: value for key, value in self.source.extra.items() if key not in dropped}
+        extra = {key: value for key, value in self.source.extra.items() if key not in OF_A_TASK}
         return huggingface.save(
             folder,
             self.model_config,
@@ -270,6 +272,13 @@ class _Run:
             unused_positions=self.source.unused_positions,
             overwrite=True,
         )
+
+
+def _encoder(config: FinetuneConfig, source: Source) -> Encoder:
+    model = source.with_dropout(config)
+    # Longer sequences have no positions.
+    max_length = min(config.data.max_length, model.max_position_embeddings)
+    return Encoder(model, source.family, source.tokenizer, max_length)
 
 
 def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:

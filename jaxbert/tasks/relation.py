@@ -20,6 +20,7 @@ from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
 from jaxbert.tasks.task import (
+    MARKERS,
     BoundTask,
     Encoder,
     Mistake,
@@ -36,7 +37,7 @@ from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
 from jaxbert.train.state import Batch
 
 _TAG = re.compile(r"\s*</?e[12]>\s*")
-MARKERS = ("@", "#")
+_MARKERS = ("@", "#")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +231,7 @@ class BoundRelation(BoundTask[Pair, Related]):
 
     def configuration(self) -> dict[str, Any]:
         """With the markers that the texts have."""
-        return {**super().configuration(), "entity_markers": list(MARKERS)}
+        return {**super().configuration(), MARKERS: list(_MARKERS)}
 
 
 def without_tags(text: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
@@ -265,7 +266,7 @@ def marked(example: Pair) -> tuple[str, tuple[int, int]]:
     for (start, end), number in sorted(((example.first, 0), (example.second, 1))):
         text += example.text[done:start]
         starts[number] = len(text)
-        text += f"{MARKERS[number]} {example.text[start:end]} {MARKERS[number]}"
+        text += f"{_MARKERS[number]} {example.text[start:end]} {_MARKERS[number]}"
         done = end
     return text + example.text[done:], (starts[0], starts[1])
 

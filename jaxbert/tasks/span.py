@@ -15,12 +15,10 @@ from jaxbert.data.labelled import BadRecordError, Record
 from jaxbert.finetune.config import SpanConfig
 from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
 from jaxbert.tasks import answers
-from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
+from jaxbert.tasks.task import NO_ANSWER, BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
 from jaxbert.train.losses import Sums, masked_cross_entropy
 from jaxbert.train.state import Batch
 
-NO_ANSWER = "no_answer_is_possible"
-"""The key of config.json that says that a question may have no answer."""
 # Finite, so that sums with it stay finite.
 _NOT_MINE = -1e9
 

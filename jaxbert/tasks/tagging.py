@@ -1,7 +1,6 @@
 """Tagging: a tag for each word, read from the hidden state of its first piece (Devlin et al. 2018, section 5.3)."""
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,9 +88,7 @@ class Tagging(Task[Sentence, Tagged]):
             raise ExamplesError(
                 f'{record.place}: task.scheme "words" needs a file with a word and its tag on each line'
             )
-        found = sorted(self._span(text, span) for span in _listed(column(record, settings.spans, "task.spans")))
-        if any(one.end > other.start for one, other in itertools.pairwise(found)):
-            raise BadRecordError(f"two of its {settings.spans} overlap")
+        found = {self._span(text, span) for span in _listed(column(record, settings.spans, "task.spans"))}
         return self._sentence(text, words_of(text), found)
 
     def _from_columns(self, columns: Sequence[Sequence[str]]) -> Sentence:
@@ -128,16 +125,16 @@ class Tagging(Task[Sentence, Tagged]):
             raise BadRecordError(f"the span {start} to {end} is not in its text of {len(text)} characters")
         return Span(start, end, kind)
 
-    def _sentence(self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span]) -> Sentence:
-        """With entities in characters: each has the words that it touches."""
-        over = []
-        for start, end, kind in found:
+    def _sentence(self, text: str, words: tuple[tuple[int, int], ...], found: Iterable[Span]) -> Sentence:
+        """With entities in characters: each has the words that it touches. Of those that overlap, the outer one, or the first, is learnt."""
+        over: list[Span] = []
+        for start, end, kind in sorted(found, key=lambda span: (span.start, -span.end, span.type)):
             inside = [n for n, (first, last) in enumerate(words) if first < end and start < last]
             if inside and not (over and over[-1].end > inside[0]):
                 over.append(Span(inside[0], inside[-1] + 1, kind))
         scheme = "bioes" if self.settings.scheme == "bioes" else "iob2"
         tags = tuple(entities.tags(over, len(words), scheme))
-        return Sentence(text, words, tags, tuple(found), tuple(found))
+        return Sentence(text, words, tags, tuple(sorted(found)), tuple(sorted(found)))
 
     def _tagged(
         self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span], strict: Sequence[Span]

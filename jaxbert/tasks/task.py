@@ -24,6 +24,12 @@ from jaxbert.weights.names import Family
 
 TASK = "jaxbert_task"
 """The key of config.json that has a task's settings."""
+NO_ANSWER = "no_answer_is_possible"
+"""The key that says that a question may have no answer."""
+MARKERS = "entity_markers"
+"""The key that says what stands around entities."""
+OF_A_TASK = ("id2label", "label2id", "num_labels", "problem_type", TASK, NO_ANSWER, MARKERS)
+"""Keys that belong to a model's head, and not to the encoder under it."""
 E = TypeVar("E")
 P = TypeVar("P")
 

@@ -36,8 +36,8 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-def write_model(folder: pathlib.Path, family: str, architecture: str) -> pathlib.Path:
-    """A folder with random weights of two layers, and the tokenizer of its family."""
+def write_model(folder: pathlib.Path, family: str, architecture: str, **settings) -> pathlib.Path:
+    """A folder with random weights of two layers, and the tokenizer of its family; `settings` go to its config.json."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = wordpiece() if family == "bert" else byte_level()
@@ -51,6 +51,7 @@ def write_model(folder: pathlib.Path, family: str, architecture: str) -> pathlib
         max_position_embeddings=POSITIONS + offset,
         type_vocab_size=2 if family == "bert" else 1,
         pad_token_id=0 if family == "bert" else 1,
+        **settings,
     )
     model = getattr(transformers, architecture)(config).eval()
     with torch.no_grad():

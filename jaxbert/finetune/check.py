@@ -1,0 +1,51 @@
+"""What labelled data is like, before anything is trained: counts, labels, lengths, and the first examples as the model reads them."""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxbert.data.examples import Feature
+from jaxbert.finetune.examples import Examples
+from jaxbert.tasks.task import BoundTask, Encoder, Task
+
+_PERCENTILES = (50, 90, 99, 100)
+_FIRST, _LONGEST = 3, 60
+
+
+def describe(task: Task[Any, Any], bound: BoundTask[Any, Any], examples: Examples, encoder: Encoder) -> list[str]:
+    """Lines of text: for each split its size, labels, and lengths in tokens with the share that is cut or read in windows."""
+    lines = [f"warning: {warning}" for warning in examples.warnings]
+    for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
+        if split:
+            lines += _split(name, task, split, bound.features(split), encoder)
+    lines.append("the first examples, as the model reads them:")
+    for feature in bound.features(examples.train[:_FIRST]):
+        lines += [f"  {line}" for line in _as_read(feature, encoder)]
+    return lines
+
+
+def _split(
+    name: str, task: Task[Any, Any], split: Sequence[Any], features: Sequence[Feature], encoder: Encoder
+) -> list[str]:
+    lengths = np.array([len(feature.input_ids) for feature in features])
+    # Of a text in windows every one but the last is full.
+    full = len({feature.example for feature in features if len(feature.input_ids) == encoder.max_length})
+    found = ", ".join(f"{p} % up to {np.percentile(lengths, p, method='higher'):.0f}" for p in _PERCENTILES)
+    lines = [
+        f"{name}: {len(split):,} examples in {len(features):,} sequences of {lengths.sum():,} tokens",
+        f"  lengths: {found}; {full:,} examples ({full / len(split):.1%}) reach data.max_length ({encoder.max_length})",
+    ]
+    counts = collections.Counter(label for example in split for label in task.labels_of(example))
+    total = sum(counts.values())
+    lines += [f"  {label}: {count:,} ({count / total:.1%})" for label, count in counts.most_common()]
+    return lines
+
+
+def _as_read(feature: Feature, encoder: Encoder) -> list[str]:
+    tokens = [encoder.tokenizer.id_to_token(i) or "?" for i in feature.input_ids]
+    shown = " ".join(tokens[:_LONGEST]) + (" ..." if len(tokens) > _LONGEST else "")
+    targets = {**feature.values, **feature.positions}
+    of_tokens = {name: list(numbers[:_LONGEST]) for name, numbers in feature.tokens.items()}
+    return [shown, *(f"  {name}: {value}" for name, value in {**targets, **of_tokens}.items())]

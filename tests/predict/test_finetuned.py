@@ -1,0 +1,178 @@
+"""Fine-tuned models that transformers wrote: what the Predictor says of texts is what torch computes."""
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from made_predictors import SENTENCES, write_model
+
+from jaxbert.predict.predictor import Predictor
+from jaxbert.predict.stream import PredictOptions, predict
+from jaxbert.predict.texts import PredictError
+from jaxbert.weights.load import load
+
+CLASSES = {"id2label": {0: "bad", 1: "good", 2: "so so"}}
+TEXTS = [*SENTENCES[:40], " ".join(SENTENCES[:12])]
+
+
+def predictor(folder: pathlib.Path, **options) -> Predictor:
+    return load(folder).predictor(**options)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_classes_of_texts_and_pairs_are_torchs(tmp_path: pathlib.Path, family: str):
+    architecture = {"bert": "BertForSequenceClassification", "roberta": "RobertaForSequenceClassification"}[family]
+    folder = write_model(tmp_path, family, architecture, **CLASSES)
+    pipeline = transformers.pipeline("text-classification", str(folder), top_k=None)
+    ours = predictor(folder, task="classify")
+    pairs = list(zip(SENTENCES[:9], SENTENCES[9:18], strict=True))
+    for texts, theirs in (
+        (TEXTS, pipeline(TEXTS, truncation=True)),
+        (pairs, pipeline([{"text": a, "text_pair": b} for a, b in pairs], truncation=True)),
+    ):
+        for one, expected in zip(ours.classify(texts), theirs, strict=True):
+            scores = {answer["label"]: answer["score"] for answer in expected}
+            assert one["scores"] == pytest.approx(scores, abs=1e-5)
+            assert one["label"] == max(scores, key=lambda label: scores[label])
+            assert one["score"] == one["scores"][one["label"]]
+    assert ours.classify("a cat") == ours.classify(["a cat"])[0]
+    assert ours.classify([]) == []
+
+
+def test_several_classes_and_numbers(tmp_path: pathlib.Path):
+    several = write_model(
+        tmp_path / "several",
+        "bert",
+        "BertForSequenceClassification",
+        problem_type="multi_label_classification",
+        **CLASSES,
+    )
+    theirs = transformers.pipeline("text-classification", str(several), top_k=None)(["a big dog"])[0]
+    one = predictor(several).classify("a big dog")
+    assert one["scores"] == pytest.approx({answer["label"]: answer["score"] for answer in theirs}, abs=1e-5)
+    assert one["labels"] == [label for label, score in one["scores"].items() if score >= 0.5]
+    number = write_model(tmp_path / "number", "bert", "BertForSequenceClassification", num_labels=1)
+    model = transformers.BertForSequenceClassification.from_pretrained(number).eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(number)("a big dog", return_tensors="pt")
+    with torch.no_grad():
+        expected = float(model(**inputs).logits[0, 0])
+    assert predictor(number).classify("a big dog") == {"number": pytest.approx(expected, abs=1e-5)}
+
+
+def test_words_have_the_tag_of_their_first_piece(tmp_path: pathlib.Path):
+    folder = write_model(
+        tmp_path,
+        "bert",
+        "BertForTokenClassification",
+        id2label=dict(enumerate("NVDX")),
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertForTokenClassification.from_pretrained(folder).eval()
+    text = "the catalogue runs 机器 é́ 🙂 there."
+    inputs = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+    offsets = inputs.pop("offset_mapping")[0].tolist()
+    with torch.no_grad():
+        scores = torch.softmax(model(**inputs).logits[0], -1).numpy()
+    found = predictor(folder, task="tag").tag(text)
+    assert [one["word"] for one in found][:5] == ["the", "catalogue", "runs", "机", "器"]
+    for one in found:
+        assert text[one["start"] : one["end"]] == one["word"]
+        place = next(n for n, (start, end) in enumerate(offsets) if start <= one["start"] < end)
+        assert one["entity_group"] == "NVDX"[scores[place].argmax()]
+        assert one["score"] == pytest.approx(scores[place].max(), abs=1e-5)
+
+
+def test_entities_are_the_best_legal_tags(tmp_path: pathlib.Path):
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    folder = write_model(tmp_path, "bert", "BertForTokenClassification", id2label=dict(enumerate(names)))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertForTokenClassification.from_pretrained(folder).eval()
+    text = "the cat sat"
+    with torch.no_grad():
+        logits = model(**tokenizer(text, return_tensors="pt")).logits[0, 1:-1]
+    scores = torch.log_softmax(logits, -1).numpy()
+    assert len(scores) == 3
+
+    def legal(path: tuple[str, ...]) -> bool:
+        steps = zip(("O", *path), path, strict=False)
+        return all(not after.startswith("I-") or before[2:] == after[2:] for before, after in steps)
+
+    paths = [path for path in itertools.product(names, repeat=3) if legal(path)]
+    best = max(paths, key=lambda path: sum(scores[n, names.index(tag)] for n, tag in enumerate(path)))
+    found = predictor(folder, task="tag").tag(text)
+    covered = [text[one["start"] : one["end"]].split() for one in found]
+    assert sum(map(len, covered)) == sum(tag != "O" for tag in best)
+    assert [one["entity_group"] for one in found] == [tag[2:] for tag in best if tag.startswith("B-")]
+
+
+def test_answers_are_the_best_spans_over_all_windows(tmp_path: pathlib.Path):
+    folder = write_model(tmp_path, "bert", "BertForQuestionAnswering")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertForQuestionAnswering.from_pretrained(folder).eval()
+    question, context = "where sat the cat", " ".join(SENTENCES[:30])
+    # A model that reads 96 tokens: as the Predictor cuts them.
+    windows = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=96,
+        stride=24,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    best = None
+    assert len(windows["input_ids"]) > 2
+    for n, ids in enumerate(windows["input_ids"]):
+        types = torch.tensor([windows["token_type_ids"][n]])
+        with torch.no_grad():
+            output = model(torch.tensor([ids]), token_type_ids=types)
+        start, end = output.start_logits[0].numpy(), output.end_logits[0].numpy()
+        inside = [i for i, part in enumerate(windows.sequence_ids(n)) if part == 1]
+        for i, j in itertools.product(inside, inside):
+            if i <= j < i + 30 and (best is None or start[i] + end[j] > best[0]):
+                best = start[i] + end[j], windows["offset_mapping"][n][i][0], windows["offset_mapping"][n][j][1]
+    assert best is not None
+    ours = predictor(folder, task="answer")
+    [found] = ours.answer(question, context)
+    assert (found["start"], found["end"]) == best[1:]
+    assert found["answer"] == context[best[1] : best[2]]
+    several = ours.answer(question, context, top_k=4)
+    assert several[0] == found
+    assert [one["score"] for one in several] == sorted((one["score"] for one in several), reverse=True)
+    assert len(several) == 4
+
+
+def test_what_cannot_be_served(tmp_path: pathlib.Path):
+    tagger = predictor(write_model(tmp_path / "tagger", "bert", "BertForTokenClassification"))
+    answerer = predictor(write_model(tmp_path / "answerer", "bert", "BertForQuestionAnswering"))
+    faults = [
+        (lambda: tagger.classify("a"), "classify needs the head 'sequence', and its heads are: token"),
+        (lambda: tagger.tag([3]), "text 0 is of the type int"),  # pyright: ignore[reportArgumentType]
+        (lambda: tagger.relate("a"), "relate needs the head 'relation'"),
+        (lambda: answerer.answer("a", ["b"]), "takes a question and a context, or two lists of the same length"),  # pyright: ignore
+        (lambda: answerer.answer("a", "b", top_k=0), "top_k 0: at least 1"),
+    ]
+    for call, text in faults:
+        with pytest.raises(PredictError, match=text) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert tagger.tag("") == []
+    assert answerer.answer([], []) == []
+
+
+def test_the_command(tmp_path: pathlib.Path):
+    folder = write_model(tmp_path / "model", "bert", "BertForSequenceClassification", **CLASSES)
+    (tmp_path / "in").write_text("a cat\na cat\ta dog\na\tb\tc\n")
+    out = tmp_path / "out"
+    options = PredictOptions(str(folder), "classify", str(tmp_path / "in"), str(out), bad_lines="report")
+    assert predict(options) == 3
+    one, pair, bad = (json.loads(line) for line in out.read_text().splitlines())
+    ours = predictor(folder)
+    np.testing.assert_allclose(one["score"], ours.classify("a cat")["score"], atol=1e-6)
+    np.testing.assert_allclose(pair["score"], ours.classify(("a cat", "a dog"))["score"], atol=1e-6)
+    assert bad["error"] == "it has 2 tabs: put one between the two texts"
