@@ -157,8 +157,16 @@ class _Run:
                 found = self.evaluate(state, self.dev, should_stop)
                 return None if found is None else found[0]
 
+            def enough(step: int) -> bool:
+                patience = self.config.train.patience
+                if patience is None:
+                    return False
+                checkpoints.wait()
+                best = checkpoints.best_step()
+                return best is not None and step - best >= patience * self.config.checkpoint.every
+
             headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
-            result = self.session.fit(state, self._batches, evaluate, checkpoints, headline=headline)
+            result = self.session.fit(state, self._batches, evaluate, checkpoints, enough=enough, headline=headline)
             step = checkpoints.best_step()
             if result.interrupted or step is None or step == result.step:
                 return _Outcome(result, result.state, result.step, result.evaluation or {})

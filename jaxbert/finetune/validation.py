@@ -40,6 +40,7 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
         "train.batch_size": t.batch_size,
         "train.accumulation_steps": t.accumulation_steps,
         "train.evaluations": t.evaluations,
+        "train.patience": t.patience,
         "train.log_every": t.log_every,
         "train.max_nonfinite_steps": t.max_nonfinite_steps,
         "train.prefetch": t.prefetch,

@@ -50,8 +50,9 @@ def fit(
     checkpoint: CheckpointConfig,
     workdir: str | os.PathLike[str],
     derive: Callable[[int, Mapping[str, float]], Mapping[str, float]] = lambda step, metrics: {},
+    enough: Callable[[int], bool] = lambda step: False,
 ) -> FitResult:
-    """Train from `state.step` to `train.num_steps`, or until SIGTERM or SIGINT.
+    """Train from `state.step` to `train.num_steps`, until `enough`, or until SIGTERM or SIGINT.
 
     Args:
       state: a TrainState (`step`, `nonfinite_steps`, `nonfinite_in_a_row` are read), fresh or restored; it is used up.
@@ -61,6 +62,7 @@ def fit(
       evaluate: (state, should_stop) -> held-out metrics with "loss", or None when should_stop said to stop.
       loss_weights: coefficient of each loss term in "loss".
       derive: (step, a line of training metrics) -> further metrics for that line, such as "mfu".
+      enough: whether a step that was just evaluated is the last one; asked again by a run that resumes from it.
       workdir: where the batch is written that breaks the run.
 
     Raises NonFiniteError after `train.max_nonfinite_steps` skipped steps in a row, CheckpointError where a save failed, and
@@ -113,9 +115,12 @@ def fit(
                 checkpoints.save(step, state, evaluation=own, window=window.to_json())
             if running is None:
                 window.restart_clock(incoming.waited_seconds)
-            if ended or stopping:
+            finished = step == evaluated_step and not stopping and enough(step)
+            if finished:
+                checkpoints.save(step, state, evaluation=evaluation, window=window.to_json())
+            if ended or stopping or finished:
                 checkpoints.wait()
-                return FitResult(state, step, interrupted=not ended or stopping, evaluation=evaluation)
+                return FitResult(state, step, interrupted=stopping, evaluation=evaluation)
 
             fetched = incoming.next(lambda: stop.requested)
             if fetched is None:

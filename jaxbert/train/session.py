@@ -85,6 +85,7 @@ class Session:
         checkpoints: Checkpoints,
         *,
         derive: Callable[[int, Mapping[str, float]], Mapping[str, float]] = lambda step, metrics: {},
+        enough: Callable[[int], bool] = lambda step: False,
         headline: Sequence[str] = (),
     ) -> FitResult:
         """Train to the end or to a signal; arguments are as in `jaxbert.train.loop.fit`, `headline` as in `make_trackers`."""
@@ -123,6 +124,7 @@ class Session:
                 checkpoint=settings.checkpoint,
                 workdir=settings.workdir,
                 derive=derive,
+                enough=enough,
             )
         finally:
             tracker.close()

@@ -248,6 +248,24 @@ class Tape:
         pass
 
 
+def test_enough_ends_a_run_after_an_evaluation_and_for_good(rig, tmp_path):
+    asked: list[int] = []
+
+    def enough(step: int) -> bool:
+        asked.append(step)
+        return step >= 2 * TRAIN.evaluate_every
+
+    first = rig.run(tmp_path, enough=enough)
+    assert (first.step, first.interrupted) == (2 * TRAIN.evaluate_every, False)
+    assert asked == [TRAIN.evaluate_every, 2 * TRAIN.evaluate_every]
+    asked.clear()
+    again = rig.run(tmp_path, enough=enough)
+    assert asked == [2 * TRAIN.evaluate_every]
+    assert (again.step, again.interrupted, again.evaluation) == (first.step, False, first.evaluation)
+    assert_same_state(again.state, first.state)
+    assert rig.run(tmp_path).step == NUM_STEPS
+
+
 def test_the_order_is_evaluate_save_next_step_report(rig, tmp_path, monkeypatch):
     tape = Tape()
     save = Checkpoints.save
