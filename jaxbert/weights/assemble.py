@@ -37,6 +37,8 @@ from jaxbert.weights.names import (
 Params = dict[str, Any]
 DType = Literal["float32", "float16", "bfloat16"]
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.module.split("/", 1)[0] for row in TABLE))
+SPARE_BIAS = "mlm/spare_bias"
+"""The key in `carried` of the bias that is not the decoder's own, where that is not tied."""
 _NAMED = 3
 
 
@@ -97,7 +99,7 @@ class Assembled:
     unread: tuple[str, ...] = ()
     """The file's names of what was left unread, buffers among them."""
     carried: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Rows that the model has no use for, and an export writes again: our path -> rows on top of the table."""
+    """What the model has no use for, and an export writes again: our path -> rows on top of its table; SPARE_BIAS."""
     dtype: DType = "float32"
     """The type of all that was read, where it was one of these; else float32."""
 
@@ -120,8 +122,10 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     ]
     if differing and layout.config.tie_word_embeddings:
         raise WeightsError(_untied(differing[0], source))
-    unread = (*plan.unread, *(copy.name for copy in differing))
+    # Of an untied decoder's two biases, transformers computes with one: the other goes out again as it came.
     carried: dict[str, np.ndarray] = {}
+    for copy in differing:
+        carried[SPARE_BIAS] = np.asarray(_read(copy, source), np.float32)
     ours: dict[str, np.ndarray] = {}
     for parameter in plan.parameters:
         if parameter.path in arrays:
@@ -133,7 +137,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
-    return Assembled(to_tree(ours, layout.config), fresh, unread, carried, dtype)
+    return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
 
 
 def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
@@ -223,15 +227,19 @@ def disassemble(
     carried: Mapping[str, np.ndarray] | None = None,
     base_alone: bool = False,
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """What `exported` gives, by torch name. `base_alone`: names as the encoder's own class has them."""
+    """What `exported` gives, by torch name, and the second bias of a decoder that is not tied.
+
+    `base_alone`: names as the encoder's own class has them.
+    """
     named: dict[str, np.ndarray] = {}
     decoder_bias = f"{DECODER[BASE[layout.family]]}.bias"
     for parameter, array in exported(params, layout, groups, carried):
         assert parameter.torch is not None
         named[without_base(parameter.torch, layout.family) if base_alone else parameter.torch] = array
         if parameter.path == MLM_BIAS and not layout.config.tie_word_embeddings:
+            spare = (carried or {}).get(SPARE_BIAS, array)
             # transformers ties both or none, and computes with the decoder's.
-            named[decoder_bias] = array
+            named[parameter.torch], named[decoder_bias] = spare if spare.shape == array.shape else array, array
     return named
 
 
