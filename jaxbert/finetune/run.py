@@ -254,8 +254,9 @@ class _Run:
         card = model_card(
             self.config.name,
             architecture,
-            data=f"Fine-tuned from `{self.source.name}` on "
-            + ", ".join(f"`{source}`" for source in self.config.data.train)
+            # A path is nobody's business.
+            data=f"Fine-tuned from `{Path(self.source.name).name}` on "
+            + ", ".join(f"`{Path(source).name}`" for source in self.config.data.train)
             + ".",
             steps=outcome.step,
             settings={
