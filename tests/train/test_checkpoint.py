@@ -221,6 +221,23 @@ def test_keeps_the_last_and_the_best(tmp_path, keep_best, kept):
         assert_same(checkpoints.restore(kept[0], make_state(0)), make_state(kept[0]))
 
 
+ACCURACIES = {1: 0.5, 2: 0.9, 3: None, 4: 0.9, 5: float("nan"), 6: 0.8, 7: 0.7}
+
+
+def test_keeps_the_highest_of_a_measure_and_of_equal_ones_the_newest(tmp_path):
+    config = CheckpointConfig(every=1, keep_last=1, keep_best=True)
+    with Checkpoints(tmp_path, config, highest="accuracy") as checkpoints:
+        for step, accuracy in ACCURACIES.items():
+            # The loss says the contrary, and has no say.
+            evaluation = None if accuracy is None else {"loss": accuracy, "accuracy": accuracy}
+            checkpoints.save(step, make_state(step), evaluation=evaluation)
+    with Checkpoints(tmp_path, config, highest="accuracy") as checkpoints:
+        assert checkpoints.steps() == [4, 7]
+        assert checkpoints.best_step() == 4
+    with Checkpoints(tmp_path, config, highest="f1") as checkpoints:
+        assert checkpoints.best_step() is None
+
+
 def test_the_one_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1, keep_best=False))
     checkpoints.save(1, make_state(1))

@@ -1,4 +1,4 @@
-"""Schedules against tables, AdamW against torch, LAMB against its paper, and who decays."""
+"""Schedules against tables, AdamW against torch, LAMB against its paper, who decays, and what depth does."""
 
 import dataclasses
 
@@ -12,15 +12,18 @@ import torch
 
 from jaxbert.config import ModelConfig, OptimizerConfig
 from jaxbert.tasks.pretraining import PretrainingTask
+from jaxbert.train.freezing import stop_gradients
 from jaxbert.train.optimizer import (
     OptimizerError,
     decay_mask,
     describe_decay,
     make_optimizer,
     make_schedule,
+    scale_by_depth,
     scale_by_layer_trust_ratio,
     stacked_axes,
 )
+from jaxbert.train.sharding import path_name
 
 TINY = ModelConfig(
     vocab_size=50, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, max_position_embeddings=8
@@ -193,3 +196,93 @@ def test_make_optimizer_reads_the_stack_from_the_boxes():
     assert set(jax.tree.leaves(axes["encoder"]["layers"])) == {0}
     assert set(jax.tree.leaves(axes["encoder"]["embeddings"])) == {-1}
     assert jax.tree.structure(decay_mask(shapes)) == jax.tree.structure(axes)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_steps", "expected"),
+    [(None, 50, 5), (0.1, 50, 5), (0.0, 50, 0), (1.0, 7, 7), (0.1, 4, 0), (0.5, 3, 2)],
+)
+def test_warmup_as_a_share_of_all_steps_takes_the_place_of_its_steps(share, num_steps, expected):
+    config = schedule_config(warmup_share=share)
+    assert config.num_warmup_steps(num_steps) == expected
+    schedule = make_schedule(config, num_steps)
+    assert float(schedule(expected)) == pytest.approx(2.0)
+    assert float(schedule(0)) == (0.0 if expected else 2.0)
+    if expected > 1:
+        assert float(schedule(expected - 1)) < 2.0
+
+
+def block_of(name: str) -> str:
+    """ "embeddings", the number of the block, or "top"."""
+    if "encoder/embeddings/" in name:
+        return "embeddings"
+    return name.split("layers_")[1].split("/")[0] if "layers_" in name else "top"
+
+
+# Three blocks: share of the learning rate of each part.
+SHARES = [
+    ({}, {"embeddings": 1, "0": 1, "1": 1, "2": 1, "top": 1}),
+    ({"layer_decay": 0.5}, {"embeddings": 0.125, "0": 0.25, "1": 0.5, "2": 1, "top": 1}),
+    ({"freeze_embeddings": True}, {"embeddings": 0, "0": 1, "1": 1, "2": 1, "top": 1}),
+    ({"freeze_layers": 2}, {"embeddings": 0, "0": 0, "1": 0, "2": 1, "top": 1}),
+    ({"freeze_layers": 1, "layer_decay": 0.5}, {"embeddings": 0, "0": 0, "1": 0.5, "2": 1, "top": 1}),
+    ({"freeze_layers": 3}, {"embeddings": 0, "0": 0, "1": 0, "2": 0, "top": 1}),
+]
+
+
+@pytest.mark.parametrize(("settings", "shares"), SHARES)
+def test_depth_decides_the_share_of_the_learning_rate(settings, shares):
+    task = PretrainingTask(dataclasses.replace(TINY, num_layers=3))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    transform = scale_by_depth(OptimizerConfig(**settings), shapes)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), nn.unbox(shapes))
+    scaled, _ = transform.update(ones, transform.init(ones))
+    seen = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(scaled):
+        part = block_of(path_name(path))
+        seen.add(part)
+        assert np.unique(leaf).tolist() == [shares[part]], path_name(path)
+    assert seen == set(shares)
+
+
+def test_stacked_blocks_have_the_shares_of_blocks_one_by_one():
+    task = PretrainingTask(dataclasses.replace(TINY, num_layers=3, scan_layers=True))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    transform = scale_by_depth(OptimizerConfig(layer_decay=0.5, freeze_layers=1), shapes)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), nn.unbox(shapes))
+    scaled, _ = transform.update(ones, transform.init(ones))
+    for leaf in jax.tree.leaves(scaled["encoder"]["layers"]):
+        assert [np.unique(block).tolist() for block in leaf] == [[0], [0.5], [1]]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_more_frozen_blocks_than_there_are_is_refused(scan_layers):
+    task = PretrainingTask(dataclasses.replace(TINY, scan_layers=scan_layers))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    with pytest.raises(OptimizerError, match=r"optimizer.freeze_layers is 3, and the encoder has 2 blocks"):
+        make_optimizer(OptimizerConfig(freeze_layers=3), 10, shapes)
+
+
+def test_weight_decay_does_not_move_what_is_frozen():
+    params = {"encoder": {"embeddings": {"word": {"embedding": np.ones((5, 4), np.float32)}}}, "head": random_tree(0)}
+    optimizer = make_optimizer(OptimizerConfig(freeze_embeddings=True, warmup_steps=0, weight_decay=0.5), 10, params)
+    updates, _ = optimizer.update(jax.tree.map(np.ones_like, params), optimizer.init(params), params)
+    assert not np.any(updates["encoder"]["embeddings"]["word"]["embedding"])
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(updates["head"]))
+
+
+def test_no_gradient_reaches_what_is_frozen():
+    shapes = jax.eval_shape(PretrainingTask(TINY).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), nn.unbox(shapes))
+
+    def loss(params, config):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(stop_gradients(params, config)))
+
+    for config, frozen in (
+        (OptimizerConfig(freeze_embeddings=True), {"embeddings"}),
+        (OptimizerConfig(freeze_layers=1), {"embeddings", "0"}),
+        (OptimizerConfig(freeze_layers=2), {"embeddings", "0", "1"}),
+    ):
+        grads = jax.grad(loss)(params, config)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+            assert np.any(leaf) == (block_of(path_name(path)) not in frozen), path_name(path)

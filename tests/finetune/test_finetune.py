@@ -1,0 +1,294 @@
+"""Whole fine-tuning runs, from labelled files to a report and a folder for transformers; interrupted, resumed, refused."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from made_runs import LABELS, reviews, small, write_table
+from safetensors.numpy import load_file
+
+from jaxbert.config import ConfigError, OptimizerConfig
+from jaxbert.data.labelled import ExamplesError
+from jaxbert.finetune import source
+from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, FinetuneTrainConfig
+from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.train import session
+from jaxbert.train.checkpoint import Checkpoints
+
+TRAIN, DEV, STEPS = 160, 50, 50
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of train.tsv and dev.tsv."""
+    folder = tmp_path_factory.mktemp("tables")
+    write_table(folder / "train.tsv", reviews(TRAIN, 0))
+    write_table(folder / "dev.tsv", reviews(DEV, 1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tables: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FinetuneConfig, FinetuneResult]:
+    """A finished run over eight simulated devices."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    config = small(tables, folder / "whole")
+    with pytest.MonkeyPatch.context() as patched:
+        # Where there is no runs/, the encoder is a new one.
+        patched.chdir(folder)
+        return config, finetune(config)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(workdir: str | pathlib.Path) -> list[dict]:
+    """The metrics of a run without what depends on the clock."""
+    clock = {"time", "tokens_per_second", "input_wait_share"}
+    rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+
+def report_of(config: FinetuneConfig) -> dict[str, Any]:
+    return json.loads((pathlib.Path(config.workdir) / "report.json").read_text(encoding="utf8"))
+
+
+def test_words_that_decide_the_class_are_learnt(finished: tuple[FinetuneConfig, FinetuneResult]):
+    config, result = finished
+    assert result.dev["accuracy"] > 0.9
+    assert {"accuracy", "macro_f1", "micro_f1", "matthews", "loss"} <= set(result.dev)
+    assert result.test == result.untrained == {}
+    assert [line["step"] for line in lines(config.workdir) if line["split"] == "train"] == list(range(1, STEPS + 1))
+    evaluated = {line["step"]: line["accuracy"] for line in lines(config.workdir) if line["split"] == "heldout"}
+    assert list(evaluated) == [10, 20, 30, 40, 50]
+    # The best, and of equal ones the newest.
+    assert result.step == max(evaluated, key=lambda step: (evaluated[step], step))
+    assert result.dev["accuracy"] == evaluated[result.step]
+
+
+def test_a_run_leaves_what_it_promises(finished: tuple[FinetuneConfig, FinetuneResult]):
+    config, result = finished
+    workdir = pathlib.Path(config.workdir)
+    for name in ("curves.png", "confusion.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    report = report_of(config)
+    assert report["measures"]["dev"] == dict(result.dev)
+    assert report["confusion"]["labels"] == list(LABELS)
+    assert np.sum(report["confusion"]["counts"]) == DEV
+    assert report["mistakes"]["count"] == DEV - np.trace(report["confusion"]["counts"])
+    assert report["facts"]["started from"] == "a new small encoder"
+    assert report["facts"]["examples"] == f"{TRAIN} train, {DEV} dev"
+    page = (workdir / "report.md").read_text(encoding="utf8")
+    for part in ("# small", "| accuracy |", "confusion.png", "curves.png", "## By class (dev)"):
+        assert part in page
+    assert report["warnings"] == []
+
+
+def test_the_exported_model_says_the_same_in_transformers(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path
+):
+    from jaxbert.finetune.examples import read_all
+    from jaxbert.finetune.run import _Run
+    from jaxbert.tasks.registry import make_task
+
+    config, result = finished
+    folder = result.model
+    peer, info = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert type(peer).__name__ == "BertForSequenceClassification"
+    assert peer.config.id2label == dict(enumerate(LABELS))
+    assert peer.config.label2id == {label: n for n, label in enumerate(LABELS)}
+    assert peer.config.problem_type == "single_label_classification"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [text for text, _ in reviews(DEV, 1)]
+    with torch.no_grad():
+        theirs = peer.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
+    task = make_task(config.task)
+    examples = read_all(task, config.data, config.seed)
+    run = _Run(config, task, examples, source.find_source(config, texts, pathlib.Path(config.workdir)))
+    with Checkpoints(config.workdir, config.checkpoint, highest="accuracy") as checkpoints:
+        state = checkpoints.restore(result.step, run.session.abstract)
+    found = run.evaluate(state, run.dev)
+    assert found is not None
+    ours = np.stack([one.scores for one in found[1]])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert theirs.max(axis=1).min() < 1 - 1e-4 or theirs.std() > 0.1
+
+
+class Interrupt:
+    """A tracker that sends SIGTERM once a step is logged."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def log(self, step, metrics, split="train"):
+        if step == self.at and split == "train":
+            signal.raise_signal(signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def final_arrays(workdir: str) -> list[np.ndarray]:
+    """Every array of the last checkpoint, as it lies on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        return [
+            np.asarray(leaf)
+            for leaf in jax.tree.leaves(reader.restore(pathlib.Path(workdir) / f"checkpoints/{STEPS}/default"))
+        ]
+
+
+def test_resume_is_bitwise(
+    finished: tuple[FinetuneConfig, FinetuneResult], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, result = finished
+    config = dataclasses.replace(whole, workdir=str(tmp_path / "run"))
+    real = session.make_trackers
+
+    def interrupting(*arguments, **keywords):
+        trackers = real(*arguments, **keywords)
+        trackers._trackers.append(Interrupt(14))
+        return trackers
+
+    monkeypatch.setattr(session, "make_trackers", interrupting)
+    first = finetune(config)
+    assert first.model is None
+    assert 14 <= first.step < STEPS
+    assert not (tmp_path / "run" / "report.md").exists()
+    monkeypatch.setattr(session, "make_trackers", real)
+    second = finetune(config)
+    assert (second.step, second.dev) == (result.step, result.dev)
+    assert lines(config.workdir) == lines(whole.workdir)
+    for ours, theirs in zip(final_arrays(config.workdir), final_arrays(whole.workdir), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_frozen_blocks_stay_to_the_bit_and_those_that_start_anew_do_not(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    folder = finished[1].model
+    assert folder is not None
+    rate = 1e-4
+    config = small(
+        tables,
+        tmp_path / "run",
+        model=str(folder),
+        optimizer=OptimizerConfig(peak_learning_rate=rate, warmup_share=0.0, weight_decay=0.1, freeze_layers=1),
+        train=FinetuneTrainConfig(epochs=1, reinit_layers=1),
+    )
+    result = finetune(config)
+    assert result.model is not None
+    before, after = (load_file(path / "model.safetensors") for path in (folder, result.model))
+    assert before.keys() == after.keys()
+    kinds = {"same": 0, "moved": 0, "anew": 0}
+    for name, was in before.items():
+        distance = np.abs(after[name] - was).max()
+        if ".embeddings." in name or ".layer.0." in name:
+            kinds["same"] += 1
+            assert distance == 0, name
+        elif ".pooler." in name:
+            kinds["moved"] += 1
+            # A step moves a parameter by about the learning rate at most.
+            assert 0 < distance < 3 * 10 * rate, name
+        elif ".layer.1." in name and name.endswith("dense.weight"):
+            kinds["anew"] += 1
+            assert distance > 0.02, name
+    assert all(kinds.values())
+
+
+def test_another_setting_or_other_examples_are_refused(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path
+):
+    config, _ = finished
+    for changes, message in (
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"task": ClassificationConfig(label_smoothing=0.1)}, "task.label_smoothing was 0.0 and is 0.1"),
+        ({"optimizer": OptimizerConfig()}, "optimizer.peak_learning_rate was 0.003 and is 0.0001"),
+        ({"dropout": 0.5}, "dropout was None and is 0.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            finetune(dataclasses.replace(config, **changes))
+    table = pathlib.Path(config.data.train[0])
+    content = table.read_text()
+    try:
+        table.write_text(content.replace("\tgood\n", "\tbad\n", 1))
+        with pytest.raises(ConfigError, match=r"on other examples: what data.train names has changed since"):
+            finetune(config)
+    finally:
+        table.write_text(content)
+
+
+def test_a_finished_run_is_measured_on_a_longer_test_set(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    """data.test may be given later; no row of train or dev is as long as its texts."""
+    config, result = finished
+    long = [(f"{text} {'and so on ' * 30}", label) for text, label in reviews(20, 2)]
+    test = write_table(tmp_path / "test.tsv", [*reviews(20, 3), *long])
+    data = dataclasses.replace(config.data, test=(test,))
+    again = finetune(dataclasses.replace(config, data=data))
+    assert again.dev == result.dev
+    assert again.step == result.step
+    assert again.test["accuracy"] > 0.4
+    assert set(report_of(config)["measures"]) == {"dev", "test"}
+
+
+def test_a_run_without_a_model_goes_on_from_its_own(
+    finished: tuple[FinetuneConfig, FinetuneResult], monkeypatch: pytest.MonkeyPatch
+):
+    """A pretraining run that has come since is not what it started from: its tokenizer is another one."""
+    config, result = finished
+    monkeypatch.setattr(source, "newest_run", lambda: result.model)
+    finetune(config)
+    assert report_of(config)["facts"]["started from"] == "a new small encoder"
+
+
+def test_a_measure_that_there_is_not_is_refused(tables: pathlib.Path, tmp_path: pathlib.Path):
+    config = small(
+        tables,
+        tmp_path / "run",
+        task=ClassificationConfig(metric="accurracy"),
+        train=FinetuneTrainConfig(epochs=0.1, log_every=1),
+    )
+    with pytest.raises((ConfigError, ExamplesError), match="accurracy"):
+        finetune(config)
+
+
+def test_help_needs_no_jax(repository: pathlib.Path, tmp_path: pathlib.Path):
+    code = (
+        "import runpy, sys; sys.argv = ['finetune.py', '--help']\n"
+        "try:\n    runpy.run_path(sys.argv.pop(0) and FILE, run_name='__main__')\n"
+        "except SystemExit as stopped:\n    assert not stopped.code\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)\n"
+    ).replace("sys.argv.pop(0) and FILE", repr(str(repository / "finetune.py")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    for field in (
+        "--task.text",
+        "--data.train",
+        "--optimizer.layer-decay",
+        "--train.reinit-layers",
+        "--compare-untrained",
+    ):
+        assert field in done.stdout, field
+
+
+def test_errors_are_one_line(repository: pathlib.Path, tmp_path: pathlib.Path):
+    command = [sys.executable, str(repository / "finetune.py"), "--workdir", "w", "--data.train", "gone.tsv"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: gone.tsv: no such file")
+    assert "Traceback" not in done.stderr

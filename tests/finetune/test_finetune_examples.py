@@ -1,0 +1,110 @@
+"""What a run reads: train, dev and test, their labels, and what is odd about them."""
+
+import dataclasses
+import pathlib
+
+import pytest
+from made_runs import write_table
+
+from jaxbert.data.labelled import ExamplesError
+from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig
+from jaxbert.finetune.examples import Examples, read_all
+from jaxbert.tasks.registry import make_task
+
+TRAIN = [("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")]
+DEV = [("five", "a"), ("six", "b")]
+
+
+def read(folder: pathlib.Path, train=TRAIN, dev=DEV, task: ClassificationConfig | None = None, **settings) -> Examples:
+    """Read tables of these rows."""
+    settings = {"dev": (write_table(folder / "dev.tsv", dev),)} | settings if dev else settings
+    config = ExamplesConfig(train=(write_table(folder / "train.tsv", train),), **settings)
+    return read_all(make_task(task or ClassificationConfig()), config, seed=0)
+
+
+def test_clean_files_have_no_warnings(tmp_path: pathlib.Path):
+    examples = read(tmp_path)
+    assert [example.text for example in examples.train] == ["one", "two", "three", "four"]
+    assert [example.text for example in examples.dev] == ["five", "six"]
+    assert examples.labels == ("a", "b")
+    assert examples.warnings == ()
+    assert examples.test == []
+
+
+def test_what_is_odd_is_said_in_one_line_each(tmp_path: pathlib.Path):
+    dev = [("one", "a"), ("six", "c"), ("two", "d"), ("seven", "a")]
+    path = tmp_path / "train.tsv"
+    write_table(path, TRAIN)
+    path.write_text(path.read_text() + "five\n\tb\n")
+    config = ExamplesConfig((str(path),), (write_table(tmp_path / "dev.tsv", dev),), bad_rows="skip")
+    config = dataclasses.replace(config, test=(write_table(tmp_path / "test.tsv", [("eight", "e")]),))
+    skipped, only_dev, unlearnt, again = read_all(make_task(ClassificationConfig()), config, 0).warnings
+    assert skipped == (
+        f"2 rows are left out: {path}:6: has 1 columns where there should be 2 (text, label); {path}:7: text is empty"
+    )
+    assert only_dev == "labels that dev has and train has not, so that they cannot be learnt: c, d"
+    assert unlearnt == "labels without an example in train: e"
+    assert again == "2 of 4 texts in dev are in train too: what is measured on them is no test"
+
+
+def test_a_bad_row_stops_where_rows_are_not_to_be_skipped(tmp_path: pathlib.Path):
+    with pytest.raises(ExamplesError, match=r"train.tsv:3: label is ' ', and no class \(--data.bad-rows skip"):
+        read(tmp_path, train=[("one", "a"), ("two", " ")])
+
+
+def test_many_labels_are_not_all_listed(tmp_path: pathlib.Path):
+    (warning,) = read(tmp_path, dev=[(f"text {n}", f"x{n}") for n in range(8)]).warnings
+    assert warning.endswith(": x0, x1, x2, x3, x4 and 3 more")
+
+
+def test_dev_is_held_out_by_content_where_there_is_none(tmp_path: pathlib.Path):
+    rows = [(f"text {n % 200}", "ab"[n % 2]) for n in range(400)]
+    one = read(tmp_path, train=rows, dev=[], dev_share=0.3)
+    sides = [{example.text for example in side} for side in (one.train, one.dev)]
+    # Equal texts are on the same side.
+    assert not sides[0] & sides[1]
+    assert one.warnings == ()
+    # 200 texts: 30 % of them, and 4 standard deviations.
+    assert abs(len(sides[1]) - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5
+    other = read(tmp_path, train=rows[::-1], dev=[], dev_share=0.3)
+    assert {example.text for example in other.dev} == sides[1]
+    config = ExamplesConfig(train=(str(tmp_path / "train.tsv"),), dev_share=0.3)
+    seeded = read_all(make_task(ClassificationConfig()), config, seed=1)
+    assert {example.text for example in seeded.dev} != sides[1]
+
+
+def test_only_the_first_examples(tmp_path: pathlib.Path):
+    assert [example.text for example in read(tmp_path, max_train_examples=3).train] == ["one", "two", "three"]
+    assert len(read(tmp_path, max_train_examples=100).train) == 4
+
+
+def test_nothing_to_train_or_evaluate_on(tmp_path: pathlib.Path):
+    for share in (1.0, 1e-9):
+        with pytest.raises(ExamplesError, match="no examples to train on, or none to evaluate on"):
+            read(tmp_path, dev=[], dev_share=share)
+
+
+CHANGED = [
+    [("one", "a"), ("two", "b"), ("three", "a"), ("four", "a")],
+    [("one", "a"), ("two", "b"), ("three", "a"), ("fours", "b")],
+    [("two", "b"), ("one", "a"), ("three", "a"), ("four", "b")],
+    TRAIN[:3],
+    [*TRAIN, ("five", "b")],
+]
+
+
+@pytest.mark.parametrize("rows", CHANGED)
+def test_the_fingerprint_is_that_of_texts_labels_and_order(tmp_path: pathlib.Path, rows: list[tuple[str, str]]):
+    assert read(tmp_path).fingerprint == read(tmp_path).fingerprint
+    assert read(tmp_path, train=rows).fingerprint != read(tmp_path).fingerprint
+
+
+def test_the_fingerprint_sees_numbers_too(tmp_path: pathlib.Path):
+    task, dev = ClassificationConfig(target="regression"), [("five", "3")]
+    was, now = (read(tmp_path, [("one", number), ("two", "2")], dev, task).fingerprint for number in ("1", "1.5"))
+    assert was != now
+
+
+def test_the_labels_are_those_of_the_training_rows(tmp_path: pathlib.Path):
+    """As task.labels says: a test set that is given later must not change the head."""
+    assert read(tmp_path, test=(write_table(tmp_path / "test.tsv", [("x", "c")]),)).labels == ("a", "b")
