@@ -86,9 +86,15 @@ FREE_IN_FINETUNING = (
 ).split()
 
 
-def save_finetuning(config: FinetuneConfig, workdir: Path, examples: str) -> None:
-    """Write the configuration, the versions of everything and the examples' fingerprint to WORKDIR/config.json."""
-    command_line.save(config, workdir / CONFIG, examples=examples)
+def save_finetuning(config: FinetuneConfig, workdir: Path, examples: str, source: str) -> None:
+    """Write the configuration, the versions of everything, the examples' fingerprint, and what it starts from, to WORKDIR/config.json."""
+    command_line.save(config, workdir / CONFIG, examples=examples, started_from=source)
+
+
+def started_from(workdir: Path) -> str | None:
+    """What the fine-tuning run in the folder started from; None where there is no run."""
+    path = workdir / CONFIG
+    return command_line.read_record(path).get("started_from") if path.exists() else None
 
 
 def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) -> None:

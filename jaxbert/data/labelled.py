@@ -10,6 +10,8 @@ import glob
 import io
 import json
 import pathlib
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +36,7 @@ _FORMATS = {
     ".annotated": "conll",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
 # csv's own limit of 131,072 characters is less than some texts are long.
 _LONGEST_FIELD = 2**30
 
@@ -112,6 +115,8 @@ def _files(source: str) -> list[str]:
             raise ExamplesError(f"{source}: is a folder: name its files, or a glob")
         local = "file" in filesystem.protocol
         found = sorted(filesystem.glob(path)) if glob.has_magic(path) else []
+    except ExamplesError:
+        raise
     except (ImportError, ValueError, OSError) as error:
         raise ExamplesError(f"{source}: cannot be looked up ({str(error).splitlines()[0]}): check the path") from None
     if not found:
@@ -138,7 +143,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             text = io.TextIOWrapper(binary, encoding="utf8", errors="surrogateescape", newline="\n")  # pyright: ignore[reportArgumentType]
             for number, line in enumerate(text, 1):
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ExamplesError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
 
 
@@ -208,12 +213,20 @@ def _jsonl(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
                 fault = f"is not JSON ({str(error).splitlines()[0]})"
-        if fault is None and not isinstance(values, dict):
-            fault = "is no JSON object"
+        if fault is None:
+            fault = _values_fault(values) if isinstance(values, dict) else "is no JSON object"
         if fault is None:
             yield Record(values or {}, f"{path}:{number}")
         else:
             on_bad(f"{path}:{number}", fault)
+
+
+def _values_fault(value: Any) -> str | None:
+    """Why a text within a JSON value is none: escapes may stand for what no text has."""
+    if isinstance(value, str):
+        return _clean(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((fault for one in inner if (fault := _values_fault(one))), None)
 
 
 def _parquet(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
@@ -244,15 +257,15 @@ def _conll(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]
 
     for number, line in _lines(path):
         line = line.rstrip("\r\n")
-        if line.startswith("-DOCSTART-"):
-            continue
-        if not line.strip():
+        if line.startswith("-DOCSTART-") or not line.strip(" \t"):
             yield from ended()
             sentence, fault = [], None
             continue
         if not sentence:
             start = number
-        columns = line.split("\t") if "\t" in line else line.split()
+        # Other spaces may stand in a word.
+        columns = line.split("\t") if "\t" in line else line.split(" ")
+        columns = [part for part in columns if part]
         problem = _clean(line)
         if problem is None and sentence and len(columns) != len(sentence[0]):
             problem = f"has {len(columns)} columns and the line before {len(sentence[-1])}"
@@ -282,6 +295,8 @@ def _squad(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]
                         on_bad(place, fault)
                     else:
                         yield Record(values, place)
+    except ExamplesError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExamplesError(
             f"{path}: is no SQuAD file ({type(error).__name__}: {str(error).splitlines()[0]}): other JSON is read as .jsonl"
@@ -302,15 +317,15 @@ def _tfds(source: str) -> Iterator[Record]:
         import tensorflow_datasets as tfds
     except ImportError:
         raise ExamplesError(f"{source}: needs tensorflow-datasets: pip install tensorflow-datasets") from None
-    name, separator, split = source.removeprefix("tfds:").rpartition(":")
-    if not separator:
+    match = _TFDS.fullmatch(source)
+    if not match:
         raise ExamplesError(f"{source}: is not of the form tfds:NAME/CONFIG:SPLIT, such as tfds:glue/sst2:train")
     try:
         # Its types tell too little of a data set that is known by its name alone.
-        builder: Any = tfds.builder(name)
+        builder: Any = tfds.builder(match["name"])
         if not builder.is_prepared():
             builder.download_and_prepare()
-        data = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+        data = tfds.as_numpy(builder.as_dataset(split=match["split"], shuffle_files=False))
         kinds = builder.info.features
         for number, example in enumerate(data):
             yield Record({key: _plain(value, kinds[key]) for key, value in example.items()}, f"{source}:{number}")

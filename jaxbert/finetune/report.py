@@ -1,6 +1,7 @@
 """What a fine-tuning run ends with: report.md and report.json, learning curves, a confusion matrix, and the worst mistakes."""
 
 import json
+import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def draw_curves(metrics_file: Path, picture: Path, metric: str) -> None:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
         axes.set(title=name.replace("_", " "), xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.savefig(picture, dpi=120)
 
 
@@ -148,13 +150,17 @@ def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> N
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="right")
-    axes.set_xticklabels(names, rotation=90)
-    axes.set_yticklabels(names)
+    # A dollar sign in a label begins no formula.
+    axes.set_xticklabels(names, rotation=90, parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
     if len(names) <= 20:
         for row, column in np.argwhere(counts > 0).tolist():
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(picture, dpi=120)
+    with python_warnings.catch_warnings():
+        # What the font has no glyph for (Chinese labels) is an empty box in the picture; report.json has the names.
+        python_warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(picture, dpi=120)
 
 
 def _show(measures: Table) -> None:

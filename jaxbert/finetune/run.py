@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxbert import run_folder
-from jaxbert.config import ModelConfig, TrainConfig
+from jaxbert.config import ConfigError, ModelConfig, TrainConfig
 from jaxbert.data.examples import (
     Arrays,
     Feature,
@@ -83,14 +83,15 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         for warning in () if config.check_data else examples.warnings:
             say(f"warning: {warning}")
         run_folder.check_same_finetuning(config, examples.fingerprint, workdir)
-        source = _on_process_0_first(lambda: find_source(config, map(task.text, examples.train), workdir))
+        before = run_folder.started_from(workdir)
+        source = _on_process_0_first(lambda: find_source(config, map(task.text, examples.train), workdir, before))
         if config.check_data:
             encoder = _encoder(config, source)
             bound = task.bind(examples.labels, examples.train, encoder)
             say("\n".join(describe(task, bound, examples, encoder)))
             return FinetuneResult(workdir, None, 0, {}, {}, {})
         if jax.process_index() == 0:
-            run_folder.save_finetuning(config, workdir, examples.fingerprint)
+            run_folder.save_finetuning(config, workdir, examples.fingerprint, source.name)
         untrained: Mapping[str, float] = {}
         if config.compare_untrained and source.params is not None:
             say(f"without the pretraining of {source.name}:")
@@ -152,6 +153,7 @@ class _Run:
         """Restore or create the state, and train it to the end or to a signal."""
         with Checkpoints(self.config.workdir, self.config.checkpoint, highest=self.bound.metric) as checkpoints:
             state = self.session.start(checkpoints, self._start())
+            self._check_measure(state)
 
             def evaluate(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
                 found = self.evaluate(state, self.dev, should_stop)
@@ -173,6 +175,14 @@ class _Run:
             record = checkpoints.record(step)
             best = (record.evaluation if record else None) or {}
             return _Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
+
+    def _check_measure(self, state: TrainState) -> None:
+        """Raise ConfigError where the task has no such measure, before anything is trained."""
+        few = self.dev.examples[:1]
+        found = self.evaluate(state, _Split(few, self.bound.features(few)))
+        if found is not None and self.bound.metric not in found[0]:
+            names = ", ".join(name for name in found[0] if name != "loss")
+            raise ConfigError(f"task.metric {self.bound.metric!r} is no measure of this task: it has {names}")
 
     def _start(self) -> Mapping[str, Any] | None:
         """The parameters to start with: those of the source that the task has, without the blocks that start anew."""

@@ -18,6 +18,7 @@ from jaxbert.weights.tokenizer import open_tokenizer
 RUNS = Path("runs")
 SMALL = ModelConfig(hidden_size=64, num_layers=2, num_heads=2, intermediate_size=256, max_position_embeddings=128)
 """The encoder that starts from nothing; its vocabulary is learnt from the training texts."""
+NEW = "a new small encoder"
 SMALL_VOCABULARY = VocabularyConfig(size=4096)
 
 
@@ -45,13 +46,16 @@ class Source:
         return dataclasses.replace(self.config, hidden_dropout=config.dropout, attention_dropout=config.dropout)
 
 
-def find_source(config: FinetuneConfig, texts: Iterable[str], workdir: Path) -> Source:
+def find_source(config: FinetuneConfig, texts: Iterable[str], workdir: Path, before: str | None = None) -> Source:
     """What `config.model` names. None: the newest run in runs/ that has a checkpoint, else a new small encoder for `texts`.
 
+    `before`: what the run in the folder started from, which it goes on from whatever run has come since.
     Raises WeightsError for a model that cannot be loaded, or has no tokenizer.
     """
-    path = config.model if config.model is not None else newest_run()
-    return _loaded(path) if path is not None else _new(texts, workdir)
+    if config.model is not None:
+        return _loaded(config.model)
+    path = newest_run() if before is None else before
+    return _new(texts, workdir) if path is None or path == NEW else _loaded(path)
 
 
 def newest_run() -> Path | None:
@@ -89,4 +93,4 @@ def _new(texts: Iterable[str], workdir: Path) -> Source:
         save_tokenizer(train_tokenizer(texts, SMALL_VOCABULARY), folder, SMALL.max_position_embeddings)
     tokenizer = open_tokenizer(folder)
     config = dataclasses.replace(SMALL, vocab_size=Vocabulary.of(tokenizer).size)
-    return Source("a new small encoder", config, "bert", tokenizer, folder, None, {}, {}, 0)
+    return Source(NEW, config, "bert", tokenizer, folder, None, {}, {}, 0)

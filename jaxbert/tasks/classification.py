@@ -68,12 +68,14 @@ class Classification(Task[Text, Judgement]):
         if settings.target == "regression":
             try:
                 number = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not math.isfinite(number):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no number")
             return Text(text, pair, (), number)
         if settings.target == "multi-label":
+            if value is None or isinstance(value, dict):
+                raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             parts = value if isinstance(value, list | tuple) else str(value).split(settings.label_separator)
             return Text(text, pair, tuple(dict.fromkeys(p for part in parts if (p := str(part).strip()))))
         if value is None or isinstance(value, list | dict) or not str(value).strip():

@@ -64,6 +64,9 @@ def matthews(table: Int[np.ndarray, "C C"]) -> float:
 
 def pearson(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"]) -> float:
     """Pearson's correlation; 0 where one of both does not vary."""
+    # The mean of equal numbers may be off by a rounding.
+    if not np.ptp(one) or not np.ptp(other):
+        return 0.0
     one, other = one - one.mean(), other - other.mean()
     spread = math.sqrt(float(one @ one) * float(other @ other))
     return float(one @ other) / spread if spread else 0.0

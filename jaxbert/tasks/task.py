@@ -5,6 +5,7 @@ loop are those of pretraining.
 """
 
 import abc
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -214,8 +215,8 @@ def text_in(record: Record, name: str, field: str) -> str:
 def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:
     """The labels of examples; in the order of numbers where all are numbers."""
     found = {label for labels in examples for label in labels}
-    numbers = all(label.lstrip("-").isdigit() for label in found)
-    return tuple(sorted(found, key=int if numbers else str))
+    numbers = all(re.fullmatch("-?[0-9]{1,18}", label) for label in found)
+    return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else str))
 
 
 def unknown_label(label: str, labels: Sequence[str]) -> ExamplesError:

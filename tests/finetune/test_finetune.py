@@ -216,7 +216,7 @@ def test_another_setting_or_other_examples_are_refused(
     for changes, message in (
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"task": ClassificationConfig(label_smoothing=0.1)}, "task.label_smoothing was 0.0 and is 0.1"),
-        ({"optimizer": OptimizerConfig()}, "optimizer.peak_learning_rate was 0.003 and is 0.0001"),
+        ({"optimizer": OptimizerConfig()}, "optimizer.peak_learning_rate was 0.005 and is 0.0001"),
         ({"dropout": 0.5}, "dropout was None and is 0.5"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -240,7 +240,8 @@ def test_a_finished_run_is_measured_on_a_longer_test_set(
     test = write_table(tmp_path / "test.tsv", [*reviews(20, 3), *long])
     data = dataclasses.replace(config.data, test=(test,))
     again = finetune(dataclasses.replace(config, data=data))
-    assert again.dev == result.dev
+    # Rows of another length add up in another order.
+    assert again.dev == pytest.approx(result.dev, abs=1e-5)
     assert again.step == result.step
     assert again.test["accuracy"] > 0.4
     assert set(report_of(config)["measures"]) == {"dev", "test"}

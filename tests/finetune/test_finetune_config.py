@@ -148,7 +148,7 @@ def test_a_configuration_of_pretraining_is_refused(repository: pathlib.Path):
 
 def test_a_run_goes_on_elsewhere_and_with_another_test_set(tmp_path: pathlib.Path):
     run_folder.check_same_finetuning(BASE, "examples", tmp_path)
-    run_folder.save_finetuning(BASE, tmp_path, "examples")
+    run_folder.save_finetuning(BASE, tmp_path, "examples", "a model")
     again = dataclasses.replace(
         BASE,
         workdir="elsewhere",
@@ -161,7 +161,7 @@ def test_a_run_goes_on_elsewhere_and_with_another_test_set(tmp_path: pathlib.Pat
 
 
 def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
-    run_folder.save_finetuning(BASE, tmp_path, "examples")
+    run_folder.save_finetuning(BASE, tmp_path, "examples", "a model")
     other = dataclasses.replace(
         BASE, seed=1, model="somebody's", data=ExamplesConfig(train=("a", "b")), train=FinetuneTrainConfig(epochs=4.0)
     )
@@ -181,7 +181,7 @@ def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
 
 
 def test_a_folder_of_another_task_or_of_pretraining_is_refused(tmp_path: pathlib.Path):
-    run_folder.save_finetuning(OTHER, tmp_path / "tags", "examples")
+    run_folder.save_finetuning(OTHER, tmp_path / "tags", "examples", "a model")
     with pytest.raises(ConfigError, match=r"task.kind was 'tagging' and is 'classification'"):
         run_folder.check_same_finetuning(BASE, "examples", tmp_path / "tags")
     run_folder.save(Config(), tmp_path / "pretraining", "rows")
