@@ -1,0 +1,211 @@
+"""Tagging, relations and spans from a file of a few lines to a report, and to a folder that transformers loads."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxbert.config import OptimizerConfig, UserError
+from jaxbert.finetune.config import (
+    ExamplesConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    RelationConfig,
+    SpanConfig,
+    TaggingConfig,
+    TaskConfig,
+)
+from jaxbert.finetune.examples import read_all
+from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.model.classifiers import (
+    BertForQuestionAnswering,
+    BertForRelationClassification,
+    BertForTokenClassification,
+)
+from jaxbert.tasks.registry import make_task
+from jaxbert.weights.load import Loaded, load
+from jaxbert.weights.tokenizer import open_tokenizer
+
+NAMES = ["ada", "lee", "max", "eve"]
+PLACES = ["rome", "oslo", "lima", "cork"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    """In a folder without runs/, so that the encoder is a new one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def learn(
+    task: TaskConfig, path: pathlib.Path, epochs: float, columns: tuple[str, ...] = (), max_length: int = 64
+) -> FinetuneResult:
+    """Dev is what was learnt from: can it be learnt at all?"""
+    return finetune(
+        FinetuneConfig(
+            name="tiny",
+            workdir=str(path.parent / "run"),
+            task=task,
+            dropout=0.0,
+            data=ExamplesConfig(train=(str(path),), dev=(str(path),), columns=columns, max_length=max_length),
+            optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_share=0.1, epsilon=1e-8),
+            train=FinetuneTrainConfig(epochs=epochs, batch_size=16, evaluations=1 / epochs, log_every=4),
+        )
+    )
+
+
+def reported(result: FinetuneResult, metric: str) -> dict:
+    """The report, after a look at what is always in it."""
+    assert result.model is not None
+    page = (result.workdir / "report.md").read_text(encoding="utf8")
+    content = json.loads((result.workdir / "report.json").read_text(encoding="utf8"))
+    assert page.startswith("# tiny\n")
+    assert content["metric"] == metric
+    assert content["measures"]["dev"] == pytest.approx(dict(result.dev))
+    assert f"| {metric.replace('_', ' ')} | {result.dev[metric]:.4f} |" in page
+    assert any("in dev are in train too" in warning for warning in content["warnings"])
+    assert (result.workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    return content
+
+
+def inputs_of(loaded: Loaded, *texts: str | tuple[str, str]) -> dict[str, np.ndarray]:
+    assert loaded.tokenizer is not None
+    tokenizer = open_tokenizer(loaded.tokenizer)
+    tokenizer.enable_padding()
+    encodings = tokenizer.encode_batch(list(texts))
+    return {
+        "input_ids": np.array([one.ids for one in encodings]),
+        "token_type_ids": np.array([one.type_ids for one in encodings]),
+        "attention_mask": np.array([one.attention_mask for one in encodings]),
+    }
+
+
+def peer_of(result: FinetuneResult, inputs: dict[str, np.ndarray]):
+    """The exported folder in torch, and what it says."""
+    (name,) = json.loads((result.model / "config.json").read_text())["architectures"]
+    model, info = getattr(transformers, name).from_pretrained(result.model, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        return model.eval(), model(**{key: torch.tensor(values) for key, values in inputs.items()})
+
+
+def write_sentences(path: pathlib.Path) -> None:
+    lines = [f"{name}\tB-PER\nsaw\tO\nnew\tB-LOC\n{place}\tI-LOC\n" for name in NAMES for place in PLACES]
+    path.write_text("\n".join(lines), encoding="utf8")
+
+
+def test_tagging(tmp_path: pathlib.Path):
+    write_sentences(tmp_path / "train.conll")
+    result = learn(TaggingConfig(), tmp_path / "train.conll", epochs=16)
+    assert result.dev["f1"] > 0.95
+    assert result.dev["strict_f1"] == result.dev["f1"]
+    content = reported(result, "f1")
+    assert [table["title"] for table in content["tables"]] == ["Whole entities, by type", "Words, by tag"]
+    assert content["confusion"]["labels"] == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+
+    loaded = load(result.model)
+    assert loaded.groups == ("token",)
+    inputs = inputs_of(loaded, "ada saw new rome", "max saw new lima and new oslo")
+    peer, expected = peer_of(result, inputs)
+    assert isinstance(peer, transformers.BertForTokenClassification)
+    assert list(peer.config.id2label.values()) == content["confusion"]["labels"]
+    found = jax.jit(BertForTokenClassification(loaded.config, loaded.labels).apply)(
+        {"params": loaded.params}, *inputs.values()
+    )
+    real = inputs["attention_mask"].astype(bool)
+    np.testing.assert_allclose(found[real], expected.logits[real], rtol=0, atol=1e-5)
+    assert peer.config.id2label[int(found[0, 1].argmax())] == "B-PER"
+    # As a pipeline, with the tokenizer beside it.
+    pipeline = transformers.pipeline("token-classification", str(result.model), aggregation_strategy="simple")
+    entities = [(one["entity_group"], one["start"], one["end"]) for one in pipeline("lee saw new cork")]
+    assert ("PER", 0, 3) in entities
+
+
+def test_relations(tmp_path: pathlib.Path):
+    rows = ["label\ttext"]
+    for place in PLACES:
+        for name in NAMES:
+            rows.append(f"Born(e1,e2)\t<e1> {name} </e1> was born in <e2> {place} </e2> .")
+            rows.append(f"Born(e2,e1)\tof <e1> {place} </e1> is <e2> {name} </e2> .")
+            rows.append(f"Other\t<e1> {name} </e1> or <e2> {place} </e2> ?")
+    (tmp_path / "train.tsv").write_text("\n".join(rows) + "\n", encoding="utf8")
+    result = learn(RelationConfig(), tmp_path / "train.tsv", epochs=6)
+    assert result.dev["macro_f1"] > 0.95
+    content = reported(result, "macro_f1")
+    assert content["confusion"]["labels"] == ["Born(e1,e2)", "Born(e2,e1)", "Other"]
+    assert [row[0] for row in content["tables"][0]["rows"]] == ["Born"]
+
+    loaded = load(result.model)
+    assert loaded.groups == ("relation",)
+    assert (loaded.architecture, loaded.labels) == ("BertForRelationClassification", 3)
+    assert loaded.extra["entity_markers"] == ["@", "#"]
+    texts = ["@ eve @ was born in # oslo # .", "of @ rome @ is # max # .", "@ lee @ or # cork # ?"]
+    inputs = inputs_of(loaded, *texts)
+    vocabulary = open_tokenizer(loaded.tokenizer).get_vocab()
+    starts = [[ids.index(vocabulary[marker]) for marker in "@#"] for ids in inputs["input_ids"].tolist()]
+    logits = jax.jit(BertForRelationClassification(loaded.config, loaded.labels).apply)(
+        {"params": loaded.params}, *inputs.values(), None, np.array(starts)[:, None]
+    )
+    assert logits[:, 0].argmax(-1).tolist() == [0, 1, 2]
+
+
+def write_questions(path: pathlib.Path) -> None:
+    paragraphs = []
+    for n, (name, place) in enumerate((name, place) for name in NAMES for place in PLACES):
+        context = f"Once {name} lived in {place}."
+        questions = [("Who lived?", name), ("Where?", place)]
+        answers = [
+            {
+                "id": f"{n}-{one}",
+                "question": question,
+                "answers": [{"text": text, "answer_start": context.index(text)}],
+            }
+            for one, (question, text) in enumerate(questions)
+        ]
+        paragraphs.append({"context": context, "qas": answers})
+    content = {"version": "1.1", "data": [{"title": "people", "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(content), encoding="utf8")
+
+
+def test_spans(tmp_path: pathlib.Path):
+    write_questions(tmp_path / "train.json")
+    task = SpanConfig(stride=8, max_question_length=16, max_answer_length=8)
+    result = learn(task, tmp_path / "train.json", epochs=12)
+    assert result.dev["f1"] > 0.9
+    content = reported(result, "f1")
+    assert content["confusion"] is None
+    assert result.dev["exact_match"] <= result.dev["f1"]
+
+    loaded = load(result.model)
+    assert loaded.groups == ("span",)
+    inputs = inputs_of(loaded, ("Who lived?", "Once eve lived in oslo."), ("Where?", "Once max lived in lima, max."))
+    peer, expected = peer_of(result, inputs)
+    assert isinstance(peer, transformers.BertForQuestionAnswering)
+    start, end = jax.jit(BertForQuestionAnswering(loaded.config).apply)({"params": loaded.params}, *inputs.values())
+    real = inputs["attention_mask"].astype(bool)
+    np.testing.assert_allclose(start[real], expected.start_logits[real], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(end[real], expected.end_logits[real], rtol=0, atol=1e-5)
+
+
+def test_spans_with_the_defaults_on_a_new_small_encoder(tmp_path: pathlib.Path):
+    """Its 128 positions are fewer than data.max_length, and leave no room for a stride of 128: said in a line, or smaller."""
+    write_questions(tmp_path / "train.json")
+    try:
+        result = learn(SpanConfig(), tmp_path / "train.json", epochs=1, max_length=384)
+    except UserError as error:
+        assert "task.stride" in str(error)
+    else:
+        assert result.model is not None
+
+
+def test_tags_with_examples_are_not_said_to_have_none(tmp_path: pathlib.Path):
+    write_sentences(tmp_path / "train.conll")
+    lines = "eve\tB-PER\nleft\tO\n\nacme\tB-ORG\n"
+    (tmp_path / "dev.conll").write_text(lines, encoding="utf8")
+    files = ExamplesConfig(train=(str(tmp_path / "train.conll"),), dev=(str(tmp_path / "dev.conll"),))
+    assert read_all(make_task(TaggingConfig()), files, 0).warnings == (
+        "labels that dev has and train has not, so that they cannot be learnt: ORG",
+    )
