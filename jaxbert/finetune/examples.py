@@ -83,7 +83,7 @@ def _oddities(
     measured = {label for example in dev for label in task.labels_of(example)}
     if only := sorted(measured - learnt):
         yield f"labels that dev has and train has not, so that they cannot be learnt: {_some(only)}"
-    if empty := [label for label in labels if label not in learnt | measured and learnt]:
+    if empty := [label for label in labels if label not in learnt | measured and learnt <= {*labels}]:
         yield f"labels without an example in train: {_some(empty)}"
     texts = {task.text(example) for example in train}
     if again := sum(task.text(example) in texts for example in dev):

@@ -129,12 +129,7 @@ class FinetunedModel:
         settings = SpanConfig(
             **self._kept("stride", "max_question_length", "max_answer_length", "n_best", "null_threshold")
         )
-        # A model that reads little has short windows.
-        question = min(settings.max_question_length, self._encoder.max_length // 2)
-        stride = max(min(settings.stride, (self._encoder.max_length - question) // 2), 1)
-        settings = dataclasses.replace(
-            settings, max_question_length=question, stride=stride, n_best=max(settings.n_best, top_k)
-        )
+        settings = dataclasses.replace(settings, n_best=max(settings.n_best, top_k))
         may_be_empty = self._loaded.extra.get(NO_ANSWER) is True
         task = BoundSpanAnswering(settings, self.labels, self._encoder, may_be_empty)
         examples = [Question("", question, context, ()) for question, context in zip(questions, contexts, strict=True)]

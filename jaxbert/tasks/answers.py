@@ -37,14 +37,16 @@ def cmrc_scores(found: str, right: Sequence[str]) -> tuple[float, float]:
     """
     right = right or [""]
     segments = _cmrc_segments(found)
-    exact = max("".join(_cmrc_segments(text)) == "".join(segments) for text in right)
+    exact = max(_cmrc_plain(text) == _cmrc_plain(found) for text in right)
     return float(exact), max(_run_f1(segments, _cmrc_segments(text)) for text in right)
 
 
+def _cmrc_plain(text: str) -> str:
+    return "".join(character for character in text.lower().strip() if character not in _CHINESE_PUNCTUATION)
+
+
 def _cmrc_segments(text: str) -> list[str]:
-    text = text.lower().strip()
-    kept = "".join(character for character in text if character not in _CHINESE_PUNCTUATION)
-    return [word for word in re.findall(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+", kept) if word]
+    return re.findall(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+", _cmrc_plain(text))
 
 
 def _run_f1(found: Sequence[str], right: Sequence[str]) -> float:

@@ -18,11 +18,11 @@ class Span(NamedTuple):
     type: str
 
 
-def spans(tags: Sequence[str], strict: bool = False) -> list[Span]:
+def spans(tags: Sequence[str], strict: bool = False, closed: bool = False) -> list[Span]:
     """The entities in tags of any scheme, as the CoNLL-2000 evaluation reads them (conlleval.pl).
 
     An entity begins at B- and S-, and wherever the type changes; it ends at E- and S-, and before what does not go on with it.
-    `strict`: only at B- and S-, so that I- and E- without a beginning are none.
+    `strict`: only at B- and S-, so that I- and E- without a beginning are none. `closed`: of BIOES, only with an end too.
     """
     found: list[Span] = []
     open_type: str | None = None
@@ -32,7 +32,8 @@ def spans(tags: Sequence[str], strict: bool = False) -> list[Span]:
         begins = prefix in ("B", "S") or (prefix in ("I", "E") and kind != open_type and not strict)
         goes_on = prefix in ("I", "E") and kind == open_type
         if open_type is not None and not goes_on:
-            found.append(Span(start, place, open_type))
+            if not closed:
+                found.append(Span(start, place, open_type))
             open_type = None
         if begins:
             start, open_type = place, kind

@@ -162,7 +162,8 @@ class BoundRelation(BoundTask[Pair, Related]):
         low, high = min(places), max(places) + 1
         if len(encoding) > room:
             # Entities that are further apart than that: the second one's marker is the last thing that is read.
-            first = min(max((low + high - room) // 2, 0), len(encoding) - room)
+            middle = (low + high - room) // 2 if high - low <= room else high - room
+            first = min(max(middle, 0), len(encoding) - room)
             encoding.truncate(len(encoding) - first, direction="left")
             encoding.truncate(room)
             places = [min(max(place - first, 0), room - 1) for place in places]
@@ -236,27 +237,26 @@ class BoundRelation(BoundTask[Pair, Related]):
 
 def without_tags(text: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
     """ "a <e1> b </e1> c" -> the text without its tags, and both entities. Raises BadRecordError where a tag is missing or twice."""
-    plain, places, done = [], {}, 0
-    length = 0
+    plain, places, done = "", {}, 0
     for match in _TAG.finditer(text):
-        plain.append(text[done : match.start()])
-        length += match.start() - done
-        name = match.group().strip()
+        plain += text[done : match.start()]
+        name, done = match.group().strip(), match.end()
         if name in places:
             raise BadRecordError(f"has {name} twice")
-        # The space that stood around a tag stands once.
-        space = " " if match.group() != name and length and match.end() < len(text) else ""
-        places[name] = length + len(space) if name[1] != "/" else length
-        plain.append(space)
-        length, done = length + len(space), match.end()
-    plain.append(text[done:])
+        # The space that stood around a tag, or around two, stands once.
+        spaced = match.group() != name and plain and not plain[-1].isspace() and done < len(text)
+        if name[1] == "/":
+            places[name] = len(plain.rstrip())
+        plain += " " if spaced else ""
+        places.setdefault(name, len(plain))
+    plain += text[done:]
     missing = [name for name in ("<e1>", "</e1>", "<e2>", "</e2>") if name not in places]
     if missing:
         raise BadRecordError(f"has no {missing[0]}")
     first, second = (places["<e1>"], places["</e1>"]), (places["<e2>"], places["</e2>"])
     if first[0] >= first[1] or second[0] >= second[1] or (first[0] < second[1] and second[0] < first[1]):
         raise BadRecordError("has an entity that is empty, or both overlap")
-    return "".join(plain), first, second
+    return plain, first, second
 
 
 def marked(example: Pair) -> tuple[str, tuple[int, int]]:
@@ -281,7 +281,8 @@ def official_counts(gold: Sequence[str], found: Sequence[str], other: str) -> di
 
     semeval2010_task8_scorer-v1.2.pl, the (9+1)-way evaluation with directionality taken into account.
     """
-    names = sorted({_without_direction(label) for label in (*gold, *found)} - {other})
+    # What the key has not is to the scorer like the other relation.
+    names = sorted({_without_direction(label) for label in gold} - {other})
     return {
         name: metrics.Counts(
             sum(a == b and _without_direction(a) == name for a, b in zip(gold, found, strict=True)),

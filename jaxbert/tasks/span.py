@@ -71,7 +71,10 @@ class SpanAnswering(Task[Question, Answered]):
         context = text_in(record, "context", "the columns")
         found = []
         if not record.values.get("impossible", False):
-            for answer in column(record, "answers", "the columns"):
+            listed = column(record, "answers", "the columns")
+            if not isinstance(listed, list | tuple):
+                raise BadRecordError(f"answers are {listed!r}, and not a list of (text, start)")
+            for answer in listed:
                 try:
                     text, start = (answer["text"], answer["start"]) if isinstance(answer, Mapping) else answer
                 except (KeyError, TypeError, ValueError):
@@ -108,6 +111,10 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         self.settings, self.labels, self.encoder = settings, labels, encoder
         self._may_be_empty = may_be_empty
         self.metric: str = settings.metric
+        # A model that reads little has short windows.
+        self._question_length = min(settings.max_question_length, encoder.max_length // 2)
+        room = encoder.max_length - self._question_length - encoder.tokenizer.num_special_tokens_to_add(True)
+        self._stride = settings.stride if settings.stride < room else max(room // 2, 0)
         self.model = BertForQuestionAnswering(encoder.config)
 
     def weights(self, batch: Batch) -> dict[str, Array]:
@@ -134,7 +141,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         """Windows of each context, the question before each of them."""
         questions = self._cut([example.question for example in examples])
         tokenizer = Tokenizer.from_str(self.encoder.tokenizer.to_str())
-        tokenizer.enable_truncation(self.encoder.max_length, stride=self.settings.stride, strategy="only_second")
+        tokenizer.enable_truncation(self.encoder.max_length, stride=self._stride, strategy="only_second")
         pairs = [(question, example.context) for question, example in zip(questions, examples, strict=True)]
         return [
             self._feature(n, example, window)
@@ -143,7 +150,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         ]
 
     def _cut(self, questions: Sequence[str]) -> list[str]:
-        most = self.settings.max_question_length
+        most = self._question_length
         encodings = self.encoder.tokenizer.encode_batch(list(questions), add_special_tokens=False)
         return [
             question if len(encoding) <= most else question[: encoding.offsets[most - 1][1]]
@@ -153,7 +160,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
     def _feature(self, number: int, example: Question, encoding: Encoding) -> Feature:
         inside = np.array([part == 1 for part in encoding.sequence_ids])
         offsets = np.array(encoding.offsets, np.int64)
-        span = _window_span(example.answers, inside, offsets)
+        span = _window_span(example, inside, offsets)
         # An answer that cannot be found is no reason to learn that there is none.
         found = not example.answers or any(place is not None for _, place in example.answers)
         return Feature(
@@ -244,13 +251,18 @@ def _place(context: str, text: str, start: int) -> int | None:
     return context.index(text) if context.count(text) == 1 else None
 
 
-def _window_span(found: Sequence[tuple[str, int | None]], inside: np.ndarray, offsets: np.ndarray) -> tuple[int, int]:
+def _window_span(example: Question, inside: np.ndarray, offsets: np.ndarray) -> tuple[int, int]:
     """First and last token of the first answer that is whole in this window; (0, 0), the first token, where none is."""
-    for text, start in found:
+
+    def is_read(start: int, end: int) -> bool:
+        # Spaces, and marks that the tokenizer leaves out, are in no token.
+        return not any(character.isalnum() for character in example.context[start:end])
+
+    for text, start in example.answers:
         if start is None:
             continue
         end = start + len(text)
         touched = np.flatnonzero(inside & (offsets[:, 0] < end) & (offsets[:, 1] > start))
-        if len(touched) and offsets[touched[0]][0] <= start and offsets[touched[-1]][1] >= end:
+        if len(touched) and is_read(start, offsets[touched[0]][0]) and is_read(offsets[touched[-1]][1], end):
             return int(touched[0]), int(touched[-1])
     return 0, 0

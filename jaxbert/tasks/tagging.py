@@ -37,7 +37,7 @@ from jaxbert.train.state import Batch
 
 # A word of a running text: letters, digits, or one character of anything else that is seen; CJK characters are words each.
 _CJK = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\U00020000-\U0003134f\u3040-\u30ff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+[\u0300-\u036f]*|\d+|[^\w\s]|_")
+_WORD = re.compile(rf"[{_CJK}]|(?:[^\W\d_{_CJK}][\u0300-\u036f]*)+|\d+|[^\w\s]|_")
 # Share of a window that the next one repeats.
 _OVERLAP = 4
 
@@ -66,10 +66,10 @@ class Tagged:
     """In characters."""
     scores: tuple[float, ...]
     """Of each entity: the mean probability of its words' tags."""
-    word_scores: tuple[float, ...]
-    """Of each word: the probability of its tag."""
     loss: float
     """Mean -log probability of the right tags, in nats."""
+    word_scores: tuple[float, ...] = ()
+    """Of each word: the probability of its tag."""
 
 
 class Tagging(Task[Sentence, Tagged]):
@@ -93,7 +93,7 @@ class Tagging(Task[Sentence, Tagged]):
 
     def _from_columns(self, columns: Sequence[Sequence[str]]) -> Sentence:
         settings, width = self.settings, len(columns[0])
-        if not (-width <= settings.tag_column < width and settings.word_column < width) or width < 2:
+        if not (-width <= settings.tag_column < width and -width <= settings.word_column < width) or width < 2:
             raise BadRecordError(
                 f"has {width} columns: task.word-column {settings.word_column} or task.tag-column {settings.tag_column} is none"
             )
@@ -109,7 +109,7 @@ class Tagging(Task[Sentence, Tagged]):
         if faults:
             raise BadRecordError(faults[0])
         # IOB1 begins an entity with I-.
-        strict = entities.spans(found, strict=settings.scheme != "iob1")
+        strict = entities.spans(found, strict=settings.scheme != "iob1", closed=settings.scheme == "bioes")
         return self._tagged(text, tuple(places), entities.spans(found), strict)
 
     def _span(self, text: str, span: Any) -> Span:
@@ -210,14 +210,16 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
 
     def _feature(self, number: int, example: Sentence, encoding: Encoding) -> Feature:
         tags, weights = [0] * len(encoding), [0.0] * len(encoding)
-        word_of = _first_pieces(encoding, example.words)
+        word_of, within = _first_pieces(encoding, example.words)
         for place, word in word_of.items():
             tag = example.tags[word]
             if tag not in self._ids:
                 raise unknown_label(tag, self.labels)
             tags[place], weights[place] = self._ids[tag], 1.0
         tokens = {"tag": tags, "tag_weight": weights}
-        return Feature(number, encoding.ids, type_ids(self.encoder, encoding), tokens, host={"word_of": word_of})
+        return Feature(
+            number, encoding.ids, type_ids(self.encoder, encoding), tokens, host={"word_of": word_of, "within": within}
+        )
 
     def decode(
         self, examples: Sequence[Sentence], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
@@ -230,22 +232,37 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
                 known = best[feature.example].get(word)
                 if known is None or around > known[0]:
                     best[feature.example][word] = around, found["log_probabilities"][place]
-        return [self._tagged(example, rows) for example, rows in zip(examples, best, strict=True)]
+        within: list[dict[int, int]] = [{} for _ in examples]
+        for feature in features:
+            within[feature.example] |= feature.host["within"]
+        return [self._tagged(*one) for one in zip(examples, best, within, strict=True)]
 
-    def _tagged(self, example: Sentence, rows: Mapping[int, tuple[int, np.ndarray]]) -> Tagged:
+    def _tagged(
+        self, example: Sentence, rows: Mapping[int, tuple[int, np.ndarray]], within: Mapping[int, int]
+    ) -> Tagged:
         # A word that is nothing to the tokenizer is outside, or (of parts of speech) whatever comes first.
         unread = np.full(len(self.labels), -20.0)
         unread[0] = 0.0
         scores = np.array([rows[n][1] if n in rows else unread for n in range(len(example.words))])
         scores = scores.reshape(-1, len(self.labels)).astype(np.float64)
-        path = entities.best_path(scores, self._allowed)
-        tags = tuple(self.labels[i] for i in path)
-        over = [] if self._words else entities.spans(tags)
+        # What is within another word's piece goes on with what that word is.
+        alone = [n for n in range(len(example.words)) if n in rows or n not in within]
+        short = [self.labels[i] for i in entities.best_path(scores[alone], self._allowed)]
+        if self._words:
+            leads = dict(zip(alone, short, strict=True))
+            over, tags = [], [leads[n] if n in leads else leads[within[n]] for n in range(len(example.words))]
+        else:
+            edges = [*alone, len(example.words)]
+            over = [Span(edges[start], edges[end], kind) for start, end, kind in entities.spans(short)]
+            tags = entities.tags(over, len(example.words), "bioes" if self.settings.scheme == "bioes" else "iob2")
+        for n in range(len(example.words)):
+            scores[n] = scores[n if n in rows else within.get(n, n)]
+        path = [self._ids[tag] for tag in tags]
         chances = np.exp(scores[np.arange(len(path)), path]) if path else np.zeros(0)
         gold = [self._ids.get(tag, 0) for tag in example.tags]
         loss = -float(scores[np.arange(len(gold)), gold].mean()) if gold else 0.0
         means = tuple(float(chances[start:end].mean()) for start, end, _ in over)
-        return Tagged(tags, in_characters(over, example.words), means, tuple(chances.tolist()), loss)
+        return Tagged(tuple(tags), in_characters(over, example.words), means, loss, tuple(chances.tolist()))
 
     def score(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> dict[str, float]:
         """precision, recall and f1 of whole entities (micro, as conlleval), strict_f1, macro_f1 over types, accuracy of words."""
@@ -328,28 +345,30 @@ def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tu
 def _listed(value: Any) -> list[Any]:
     """Spans as a list; CLUENER has type -> name -> [[start, end]]."""
     if isinstance(value, Mapping):
-        return [
-            [*place, kind]
-            for kind, names in value.items()
-            if isinstance(names, Mapping)
-            for places in names.values()
-            for place in places
-        ]
+        try:
+            return [[*place, kind] for kind, names in value.items() for places in names.values() for place in places]
+        except (AttributeError, TypeError):
+            raise BadRecordError(f"{value!r} is no span: type -> name -> [[start, end]] has them") from None
     if not isinstance(value, list | tuple):
         raise BadRecordError(f"{value!r} is no list of spans")
     return list(value)
 
 
-def _first_pieces(encoding: Encoding, words: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Place of a token -> the word that it is the first piece of, in this window."""
+def _first_pieces(encoding: Encoding, words: Sequence[tuple[int, int]]) -> tuple[dict[int, int], dict[int, int]]:
+    """Of this window: place of a token -> the word that it is the first piece of; word -> the word whose piece it is a part of."""
     found: dict[int, int] = {}
-    word = 0
+    within: dict[int, int] = {}
+    word, taken = 0, -1
     for place, (start, end) in enumerate(encoding.offsets):
         if encoding.special_tokens_mask[place]:
             continue
         while word < len(words) and words[word][1] <= start:
             word += 1
-        # A window may begin within a word: that word's first piece is in the window before.
-        if word < len(words) and start <= words[word][0] < end:
-            found[place] = word
-    return found
+        # A window may begin within a word: that word's first piece is in the window before. Pieces may be bytes of one character.
+        if word < len(words) and start <= words[word][0] < end and word > taken:
+            found[place] = taken = word
+            # A piece may be several words: "R2D2", a flag.
+            while taken + 1 < len(words) and words[taken + 1][0] < end:
+                taken += 1
+                within[taken] = word
+    return found, within

@@ -121,7 +121,7 @@ def test_answers_are_the_best_spans_over_all_windows(tmp_path: pathlib.Path):
         context,
         truncation="only_second",
         max_length=96,
-        stride=24,
+        stride=22,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )

@@ -184,7 +184,6 @@ def test_the_same_name_may_stand_twice():
         ([[8, 15, "LOC"]], "8 to 15 is not in its text of 14 characters"),
         ([[-1, 3, "PER"]], "-1 to 3 is not in its text"),
         ([[3, 3, "PER"]], "3 to 3 is not in its text"),
-        ([[0, 7, "PER"], [4, 13, "LOC"]], "two of its entities overlap"),
         ("Ada", "is no list of spans"),
         (None, "is no list of spans"),
         # Nearly CLUENER's form: one list too few, or no name.
