@@ -128,7 +128,7 @@ def test_bad_spans_are_told(spans, message: str):
 
 def test_missing_columns_and_labels_are_told():
     task = Relation(RelationConfig())
-    with pytest.raises(ExamplesError, match="has no column 'text': set task.text to one of 'sentence'"):
+    with pytest.raises(ExamplesError, match=r"has no column 'text': set task.text to one of 'sentence'"):
         task.parse(Record({"sentence": "x"}, "a:1"))
     with pytest.raises(BadRecordError, match="label is empty"):
         tagged("<e1> a </e1> <e2> b </e2>", " ")
@@ -231,7 +231,7 @@ def measures(gold: str, found: str, labels: tuple[str, ...] = ()) -> dict[str, f
         # A wrong direction is one more of the relation, and not right: A has 1 of 2 found and of 2 gold.
         ("A> A< B>", "A> A> B>", (1 / 2 + 1) / 2, 2 / 3, 2 / 3),
         ("A> A>", "A< A<", 0, 0, 0),
-        # The other relation counts only as what is missed (A: 1 of 1 found, of 2 gold), or wrongly found (B: 1 of 2, of 1).
+        # The other relation counts as what is missed (A: 1 of 1 found, of 2 gold), or wrongly found (B: 1 of 2, of 1).
         ("A> A> O B>", "A> O B> B>", (2 / 3 + 2 / 3) / 2, 2 * 2 / (3 + 3), 1 / 2),
         ("O O A>", "O O A>", 1, 1, 1),
         # Both directions are one relation, and weigh as one.

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record, read_records
 from jaxbert.finetune.config import ExamplesConfig, SpanConfig
 from jaxbert.tasks.span import Answer, Answered, BoundSpanAnswering, Question, SpanAnswering
-from jaxbert.text.wordpiece import bert_tokenizer
+from jaxbert.text.wordpiece import SPECIAL, bert_tokenizer
 
 SMALL = SpanConfig(stride=4, max_question_length=8, n_best=5, max_answer_length=4)
 
@@ -143,9 +143,7 @@ ACCENTS = "Rene\u0301 🙂 met A\u030angstro\u0308m (and co.) in Zürich 👩‍
 
 def characters(text: str) -> Tokenizer:
     """Chinese: a piece for each character."""
-    return bert_tokenizer(
-        {piece: n for n, piece in enumerate(dict.fromkeys("[PAD] [UNK] [CLS] [SEP] [MASK]".split() + [*text]))}, True
-    )
+    return bert_tokenizer({piece: n for n, piece in enumerate(dict.fromkeys([*SPECIAL, *text]))}, True)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +177,23 @@ def test_every_answer_is_whole_in_a_window(tokenizer: Tokenizer, context: str, a
         # To the whole pieces that the answer is in; WordPiece drops marks at their ends.
         assert texts, answer
         assert set(texts) <= {answer, answer.rstrip("\u0301"), "A\u030angstro\u0308m"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("a b", [(3, 4), (0, 0)]),
+        # Whole in both, cut at the end of the first, cut at the start of the second.
+        ("q r s t", [(19, 22), (3, 6)]),
+        ("t u", [(0, 0), (6, 7)]),
+        ("p q", [(18, 19), (0, 0)]),
+        ("o p q r s t u", [(0, 0), (0, 0)]),
+    ],
+)
+def test_an_answer_that_a_window_cuts_is_none_there(answer: str, expected: list[tuple[int, int]]):
+    """[CLS] who [SEP] and the letters from a to t; then, 4 of them once more, from q on."""
+    features = bind(letters()).features([asked("who", "a b c d e f g h i j k l m n o p q r s t u v w", answer)])
+    assert [feature.positions["span"] for feature in features] == expected
 
 
 def test_windows_overlap_and_have_every_token_of_the_context_and_the_question():

@@ -1,4 +1,4 @@
-"""Tagging: what files become, which piece of a word is tagged, windows, what comes out of scores, and the loss beside torch's."""
+"""Tagging: what files become, first pieces, windows, what comes out of scores, and the loss beside torch's."""
 
 import itertools
 import pathlib
@@ -293,7 +293,23 @@ TEXTS = [
 @pytest.mark.parametrize(
     "tokenizer",
     [
-        wordpiece("in", "paris", "zurich", "orleans", "rene", "r2d2", "彭", "台", "湾", "東", "京", "サッカ", "##ー"),
+        wordpiece(
+            "in",
+            "paris",
+            "zurich",
+            "orleans",
+            "rene",
+            "r2d2",
+            "彭",
+            "台",
+            "湾",
+            "東",
+            "京",
+            "サッカ",
+            "##ー",
+            "##の",
+            "タワー",
+        ),
         byte_level(),
         byte_level(*[name.split(":")[1] for _, names in TEXTS for name in names] * 9),
     ],
@@ -301,7 +317,7 @@ TEXTS = [
 )
 @pytest.mark.parametrize(("text", "names"), TEXTS)
 def test_what_a_perfect_model_finds_is_what_the_file_says(tokenizer, text: str, names: tuple[str, ...]):
-    """Also where one piece is several words of an entity: "zurich" without its accents, "r2d2"; and whole names in "merged"."""
+    """Also where a piece is several words: "zurich" without its accents, "r2d2"; and whole names in "merged"."""
     bound, sentence = bind(tokenizer), named(text, *names)
     features = bound.features([sentence])
     (found,) = bound.decode([sentence], features, perfect(bound, [sentence], features))
