@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,19 +116,21 @@ class Classification(Task[Text, Judgement]):
 class BoundClassification(BoundTask[Text, Judgement]):
     """A classifier of these labels."""
 
-    architecture = "ForSequenceClassification"
+    architecture: str = "ForSequenceClassification"
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
 
     def __init__(
         self, settings: ClassificationConfig, labels: tuple[str, ...], weights: Mapping[str, float], encoder: Encoder
     ):
-        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self.settings: ClassificationConfig = settings
+        self.labels: Sequence[str] = labels
+        self.encoder: Encoder = encoder
         self._weights = weights
         self._ids = {label: i for i, label in enumerate(labels)}
         default = {"class": "accuracy", "multi-label": "macro_f1", "regression": "spearman"}[settings.target]
         self.metric: str = settings.metric or default
         hidden_layer = SEQUENCE_HIDDEN_LAYERS[encoder.family]
-        self.model = BertForSequenceClassification(encoder.config, len(labels), hidden_layer)
+        self.model: nn.Module = BertForSequenceClassification(encoder.config, len(labels), hidden_layer)
 
     def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Float[Array, "R S C"]:
         """Logits of each sequence."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,14 +110,16 @@ class Relation(Task[Pair, Related]):
 class BoundRelation(BoundTask[Pair, Related]):
     """A classifier of these relations."""
 
-    architecture = "ForRelationClassification"
+    architecture: str = "ForRelationClassification"
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
 
     def __init__(self, settings: RelationConfig, labels: tuple[str, ...], encoder: Encoder):
-        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self.settings: RelationConfig = settings
+        self.labels: Sequence[str] = labels
+        self.encoder: Encoder = encoder
         self._ids = {label: i for i, label in enumerate(labels)}
         self.metric: str = settings.metric
-        self.model = BertForRelationClassification(encoder.config, len(labels))
+        self.model: nn.Module = BertForRelationClassification(encoder.config, len(labels))
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, boxed with their logical axis names."""

@@ -104,18 +104,20 @@ class SpanAnswering(Task[Question, Answered]):
 class BoundSpanAnswering(BoundTask[Question, Answered]):
     """A finder of answers."""
 
-    architecture = "ForQuestionAnswering"
+    architecture: str = "ForQuestionAnswering"
     loss_weights: Mapping[str, float] = {"span_loss": 1.0}
 
     def __init__(self, settings: SpanConfig, labels: tuple[str, ...], encoder: Encoder, may_be_empty: bool):
-        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self.settings: SpanConfig = settings
+        self.labels: Sequence[str] = labels
+        self.encoder: Encoder = encoder
         self._may_be_empty = may_be_empty
         self.metric: str = settings.metric
         # A model that reads little has short windows.
         self._question_length = min(settings.max_question_length, encoder.max_length // 2)
         room = encoder.max_length - self._question_length - encoder.tokenizer.num_special_tokens_to_add(True)
         self._stride = settings.stride if settings.stride < room else max(room // 2, 0)
-        self.model = BertForQuestionAnswering(encoder.config)
+        self.model: nn.Module = BertForQuestionAnswering(encoder.config)
 
     def weights(self, batch: Batch) -> dict[str, Array]:
         """Of all windows."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,17 +175,19 @@ class Tagging(Task[Sentence, Tagged]):
 class BoundTagging(BoundTask[Sentence, Tagged]):
     """A tagger of these tags."""
 
-    architecture = "ForTokenClassification"
+    architecture: str = "ForTokenClassification"
     loss_weights: Mapping[str, float] = {"tag_loss": 1.0}
 
     def __init__(self, settings: TaggingConfig, labels: tuple[str, ...], encoder: Encoder):
-        self.settings, self.labels, self.encoder = settings, labels, encoder
+        self.settings: TaggingConfig = settings
+        self.labels: Sequence[str] = labels
+        self.encoder: Encoder = encoder
         self._ids = {label: i for i, label in enumerate(labels)}
         self._words = settings.scheme == "words"
         free = np.ones((len(labels), len(labels)), bool), np.ones(len(labels), bool), np.ones(len(labels), bool)
         self._allowed = free if self._words else entities.transitions(labels)
         self.metric: str = settings.metric or ("accuracy" if self._words else "f1")
-        self.model = BertForTokenClassification(encoder.config, len(labels))
+        self.model: nn.Module = BertForTokenClassification(encoder.config, len(labels))
 
     def weights(self, batch: Batch) -> dict[str, Array]:
         """Of all words."""
