@@ -137,9 +137,8 @@ class _Run:
             _Split(some, self.bound.features(some)) for some in (examples.train, examples.dev, examples.test)
         )
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
-        self.layout: Layout = layout_of(
-            [*self.train_split.features, *self.dev.features, *self.test.features], rows_multiple
-        )
+        # A test set that is given later must not change how training examples share rows.
+        self.layout: Layout = layout_of(self.train_split.features, rows_multiple)
         self.batches = TrainingBatches(self.train_split.features, config.train.batch_size, self.layout, config.seed)
         steps = _steps(config, self.batches.num_batches)
         self.config = dataclasses.replace(
@@ -207,7 +206,8 @@ class _Run:
         totals = Totals()
         found: list[Mapping[str, np.ndarray]] = [{} for _ in split.features]
         mine = process_slice(self.session.mesh)
-        for placed in evaluation_batches(split.features, self.layout):
+        layout = layout_of([*split.features, *self.dev.features], self.layout.rows_multiple)
+        for placed in evaluation_batches(split.features, layout):
             if should_stop():
                 return None
             sums, outputs = jax.device_get(self._outputs(state, self.session.put(part(placed.arrays, *mine))))
