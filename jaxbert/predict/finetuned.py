@@ -16,8 +16,9 @@ from jaxbert.predict.texts import TextError
 from jaxbert.tasks.classification import BoundClassification, Text
 from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
 from jaxbert.tasks.span import BoundSpanAnswering, Question
-from jaxbert.tasks.tagging import BoundTagging, Sentence, words_of
+from jaxbert.tasks.tagging import BoundTagging, Sentence
 from jaxbert.tasks.task import NO_ANSWER, TASK, BoundTask, Encoder
+from jaxbert.tasks.words import words_of
 from jaxbert.weights.load import Loaded
 
 

@@ -118,6 +118,7 @@ class BoundClassification(BoundTask[Text, Judgement]):
 
     architecture: str = "ForSequenceClassification"
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
+    inputs: tuple[str, ...] = (*BoundTask.inputs, "cls_positions")
 
     def __init__(
         self, settings: ClassificationConfig, labels: tuple[str, ...], weights: Mapping[str, float], encoder: Encoder
@@ -131,14 +132,6 @@ class BoundClassification(BoundTask[Text, Judgement]):
         self.metric: str = settings.metric or default
         hidden_layer = SEQUENCE_HIDDEN_LAYERS[encoder.family]
         self.model: nn.Module = BertForSequenceClassification(encoder.config, len(labels), hidden_layer)
-
-    def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Float[Array, "R S C"]:
-        """Logits of each sequence."""
-        names = ("input_ids", "token_type_ids", "sequence_ids", "position_ids", "cls_positions")
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        tokens = (batch[name] for name in names)
-        logits: Any = self.model.apply({"params": params}, *tokens, deterministic=dropout_key is None, rngs=rngs)
-        return logits
 
     def weights(self, batch: Batch) -> dict[str, Array]:
         """Of all examples."""

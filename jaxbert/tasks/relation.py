@@ -112,6 +112,7 @@ class BoundRelation(BoundTask[Pair, Related]):
 
     architecture: str = "ForRelationClassification"
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
+    inputs: tuple[str, ...] = (*BoundTask.inputs, "entities")
 
     def __init__(self, settings: RelationConfig, labels: tuple[str, ...], encoder: Encoder):
         self.settings: RelationConfig = settings
@@ -125,14 +126,6 @@ class BoundRelation(BoundTask[Pair, Related]):
         """Fresh parameters, boxed with their logical axis names."""
         one_BxL = jnp.zeros((1, 1), jnp.int32)
         return self.model.init(key, one_BxL, one_BxL, one_BxL, one_BxL, jnp.zeros((1, 1, 2), jnp.int32))["params"]
-
-    def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Float[Array, "R S C"]:
-        """Logits of each sequence."""
-        names = ("input_ids", "token_type_ids", "sequence_ids", "position_ids", "entities")
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        tokens = (batch[name] for name in names)
-        logits: Any = self.model.apply({"params": params}, *tokens, deterministic=dropout_key is None, rngs=rngs)
-        return logits
 
     def weights(self, batch: Batch) -> dict[str, Array]:
         """Of all examples."""

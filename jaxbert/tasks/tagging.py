@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,12 +32,10 @@ from jaxbert.tasks.task import (
     type_ids,
     unknown_label,
 )
+from jaxbert.tasks.words import first_pieces, words_of
 from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
 from jaxbert.train.state import Batch
 
-# A word of a running text: letters, digits, or one character of anything else that is seen; CJK characters are words each.
-_CJK = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\U00020000-\U0003134f\u3040-\u30ff"
-_WORD = re.compile(rf"[{_CJK}]|(?:[^\W\d_{_CJK}][\u0300-\u036f]*)+|\d+|[^\w\s]|_")
 # Share of a window that the next one repeats.
 _OVERLAP = 4
 
@@ -213,7 +210,7 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
 
     def _feature(self, number: int, example: Sentence, encoding: Encoding) -> Feature:
         tags, weights = [0] * len(encoding), [0.0] * len(encoding)
-        word_of, within = _first_pieces(encoding, example.words)
+        word_of, within = first_pieces(encoding, example.words)
         for place, word in word_of.items():
             tag = example.tags[word]
             if tag not in self._ids:
@@ -335,11 +332,6 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         return found
 
 
-def words_of(text: str) -> tuple[tuple[int, int], ...]:
-    """(start, end) in characters of the words of a running text."""
-    return tuple((match.start(), match.end()) for match in _WORD.finditer(text))
-
-
 def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
     """Entities in words -> in characters."""
     return tuple(Span(words[start][0], words[end - 1][1], kind) for start, end, kind in found)
@@ -355,23 +347,3 @@ def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise BadRecordError(f"{value!r} is no list of spans")
     return list(value)
-
-
-def _first_pieces(encoding: Encoding, words: Sequence[tuple[int, int]]) -> tuple[dict[int, int], dict[int, int]]:
-    """Of this window: place of a token -> the word that it is the first piece of; word -> the word whose piece it is a part of."""
-    found: dict[int, int] = {}
-    within: dict[int, int] = {}
-    word, taken = 0, -1
-    for place, (start, end) in enumerate(encoding.offsets):
-        if encoding.special_tokens_mask[place]:
-            continue
-        while word < len(words) and words[word][1] <= start:
-            word += 1
-        # A window may begin within a word: that word's first piece is in the window before. Pieces may be bytes of one character.
-        if word < len(words) and start <= words[word][0] < end and word > taken:
-            found[place] = taken = word
-            # A piece may be several words: "R2D2", a flag.
-            while taken + 1 < len(words) and words[taken + 1][0] < end:
-                taken += 1
-                within[taken] = word
-    return found, within

@@ -106,7 +106,9 @@ class BoundTask(abc.ABC, Generic[E, P]):
     loss_weights: Mapping[str, float]
     """Coefficient of each loss term of `sums`."""
     model: nn.Module
-    """Takes input_ids, token_type_ids, sequence_ids, position_ids; `apply` says what else."""
+    """Takes the arrays of `inputs`."""
+    inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "sequence_ids", "position_ids")
+    """Names of what the model is called with, in order."""
     labels: Sequence[str]
 
     # What the step computes.
@@ -119,7 +121,7 @@ class BoundTask(abc.ABC, Generic[E, P]):
 
     def apply(self, params: Any, batch: Batch, dropout_key: jax.Array | None) -> Any:
         """What the model says of a batch. `dropout_key` None: no dropout."""
-        tokens = (batch[name] for name in ("input_ids", "token_type_ids", "sequence_ids", "position_ids"))
+        tokens = (batch[name] for name in self.inputs)
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         return self.model.apply({"params": params}, *tokens, deterministic=dropout_key is None, rngs=rngs)
 
