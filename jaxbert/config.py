@@ -9,6 +9,9 @@ import dataclasses
 import math
 from typing import Literal
 
+Pooling = Literal["cls", "mean", "max"]
+"""How the vectors of tokens become the vector of a text."""
+
 
 class UserError(ValueError):
     """Something that the user can mend: its text is one line that names the thing and the way out.

@@ -86,33 +86,52 @@ def layout_of(features: Sequence[Feature], rows_multiple: int) -> Layout:
 
 
 class TrainingBatches:
-    """Batches of `batch_size` features in a new order each epoch; the last batch of an epoch has what is left."""
+    """Batches of `batch_size` features in a new order each epoch; the last batch of an epoch has what is left.
 
-    def __init__(self, features: Sequence[Feature], batch_size: int, layout: Layout, seed: int):
+    `together`: of `batch_size` examples, of which each has all its features in one batch.
+    """
+
+    def __init__(self, features: Sequence[Feature], batch_size: int, layout: Layout, seed: int, together: bool = False):
         self._features, self._batch_size, self._layout, self._seed = features, batch_size, layout, seed
-        self.num_batches: int = -(-len(features) // batch_size)
+        self._together = together
+        # What the order is one of: features, or the first and last + 1 of each example's.
+        starts = [
+            n for n, one in enumerate(features) if not together or not n or features[n - 1].example != one.example
+        ]
+        self._starts = np.array([*starts, len(features)], np.int64)
+        self._count = len(starts)
+        self.num_batches: int = -(-self._count // batch_size)
         """Batches in an epoch."""
-        most = -(-min(batch_size, len(features)) // layout.rows_multiple)
+        largest = np.sort(np.diff(self._starts))[::-1][:batch_size].sum()
+        most = -(-int(largest) // layout.rows_multiple)
         self._row_counts = sorted({-(-most * k // _SIZES) * layout.rows_multiple for k in range(1, _SIZES + 1)})
 
     def indices(self, step: int) -> Int[np.ndarray, " n"]:
         """The features in the batch of a step."""
         epoch, batch = divmod(step, self.num_batches)
         first = batch * self._batch_size
-        count = min(self._batch_size, len(self._features) - first)
-        return row_indices(epoch * len(self._features) + first, count, len(self._features), self._seed)[1]
+        count = min(self._batch_size, self._count - first)
+        chosen = row_indices(epoch * self._count + first, count, self._count, self._seed)[1]
+        return np.concatenate([np.arange(*self._starts[one : one + 2].tolist()) for one in chosen.tolist()])
 
     def batches(self, first_step: int, last_step: int, index: int = 0, count: int = 1) -> Iterator[Arrays]:
         """Part `index` of the `count` equal parts of each step's rows.
 
-        As `fill` makes them, with float32 "real" [R, S]: 1 where there is a sequence.
+        As `fill` makes them; where features are kept together, also int32 "groups" [R, S], the same number for the features of an
+        example.
         """
         for step in range(first_step, last_step):
             chosen = self.indices(step)
             lengths = np.array([len(self._features[i].input_ids) for i in chosen.tolist()])
             row_of = pack(lengths, self._layout.row_length, self._layout.slots)
             rows = next(n for n in self._row_counts if n > row_of.max())
-            yield part(fill(self._features, chosen, row_of, rows, self._layout).arrays, index, count)
+            placed = fill(self._features, chosen, row_of, rows, self._layout)
+            if self._together:
+                examples = np.array([self._features[i].example for i in placed.features.tolist()])
+                groups = np.zeros_like(placed.arrays["cls_positions"])
+                groups[placed.rows, placed.slots] = np.unique(examples, return_inverse=True)[1]
+                placed.arrays["groups"] = groups
+            yield part(placed.arrays, index, count)
 
 
 def evaluation_batches(features: Sequence[Feature], layout: Layout) -> Iterator[Placed]:

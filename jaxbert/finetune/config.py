@@ -8,6 +8,7 @@ from jaxbert.config import (
     DistributedConfig,
     MeshConfig,
     OptimizerConfig,
+    Pooling,
     TrackingConfig,
 )
 
@@ -108,7 +109,53 @@ class SpanConfig:
     """What the best checkpoint is chosen by."""
 
 
-TaskConfig = ClassificationConfig | TaggingConfig | RelationConfig | SpanConfig
+@dataclasses.dataclass(frozen=True)
+class ChoiceConfig:
+    """Which of several continuations or answers is the right one (SWAG, COPA, RACE)."""
+
+    kind: Literal["choice"] = "choice"
+    """The task."""
+    context: str = "sent1"
+    """Column of what all choices share."""
+    question: str | None = "sent2"
+    """Column of what stands before every choice (a question, the beginning of a sentence). None: there is none."""
+    choices: tuple[str, ...] = ("ending0", "ending1", "ending2", "ending3")
+    """Columns of the choices, or one column with a list of them."""
+    label: str = "label"
+    """Column of the right one: its number, or its letter (A, B, ...)."""
+    first_number: int = 0
+    """What the first choice is numbered by."""
+    metric: str = "accuracy"
+    """What the best checkpoint is chosen by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityConfig:
+    """Vectors of texts that are near where the texts are alike: for retrieval and similarity (a bi-encoder)."""
+
+    kind: Literal["similarity"] = "similarity"
+    """The task."""
+    target: Literal["pairs", "dropout"] = "pairs"
+    """"pairs": two columns of texts that belong together, against all others in the batch; "dropout": each text against itself with
+    other dropout (unsupervised SimCSE, Gao et al. 2021), of single texts."""
+    anchor: str = "anchor"
+    """Column of the first text (a question, a query)."""
+    positive: str = "positive"
+    """Column of the text that belongs to it; "dropout" needs it in dev and test alone."""
+    negatives: str | None = None
+    """Column of texts that do not belong to it though they look so: one, or a list in JSONL. None: there are none."""
+    score: str | None = None
+    """Column of how alike two texts are, a number: dev and test rows that have it are measured by its Spearman correlation with the
+    cosine. None: by where the positive is ranked among all texts (MRR, recall)."""
+    pooling: Pooling = "mean"
+    """How token vectors become a text's."""
+    temperature: float = 0.05
+    """What cosines are divided by in the loss."""
+    metric: str | None = None
+    """What the best checkpoint is chosen by. None: mrr; spearman where there are scores."""
+
+
+TaskConfig = ClassificationConfig | TaggingConfig | RelationConfig | SpanConfig | ChoiceConfig | SimilarityConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +189,7 @@ class FinetuneTrainConfig:
     epochs: float = 3.0
     """Passes over the training examples."""
     batch_size: int = 32
-    """Sequences in the global batch. Short ones share rows of one length, so that they do not pay for long ones."""
+    """Sequences in the global batch (choices, similarity: examples). Short ones share rows, so that they do not pay for long ones."""
     accumulation_steps: int = 1
     """Microbatches that a step is computed in; the result does not depend on it."""
     evaluations: float = 1.0

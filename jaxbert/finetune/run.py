@@ -139,7 +139,9 @@ class _Run:
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
         # A test set that is given later must not change how training examples share rows.
         self.layout: Layout = layout_of(self.train_split.features, rows_multiple)
-        self.batches = TrainingBatches(self.train_split.features, config.train.batch_size, self.layout, config.seed)
+        self.batches = TrainingBatches(
+            self.train_split.features, config.train.batch_size, self.layout, config.seed, self.bound.together
+        )
         steps = _steps(config, self.batches.num_batches)
         self.config = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
@@ -289,6 +291,7 @@ class _Run:
             carried=self.source.carried,
             labels=len(self.bound.labels),
             unused_positions=self.source.unused_positions,
+            embedder=self.bound.embedder,
             overwrite=True,
         )
 

@@ -4,7 +4,14 @@ import math
 from collections.abc import Iterator
 
 from jaxbert.config import ConfigError
-from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, SpanConfig, TaggingConfig
+from jaxbert.finetune.config import (
+    ChoiceConfig,
+    ClassificationConfig,
+    FinetuneConfig,
+    SimilarityConfig,
+    SpanConfig,
+    TaggingConfig,
+)
 
 
 def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
@@ -79,7 +86,8 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
 
 def _task(c: FinetuneConfig) -> Iterator[str]:
     task = c.task
-    if not isinstance(task, SpanConfig) and len(set(task.labels)) != len(task.labels):
+    labels = () if isinstance(task, SpanConfig | ChoiceConfig | SimilarityConfig) else task.labels
+    if len(set(labels)) != len(labels):
         yield "task.labels names a label twice"
     if isinstance(task, ClassificationConfig):
         if not 0 <= task.label_smoothing < 1:
@@ -88,6 +96,23 @@ def _task(c: FinetuneConfig) -> Iterator[str]:
             yield f"task.threshold is {task.threshold}: it is a probability between 0 and 1"
         if task.target != "class" and task.class_weights != "none":
             yield f'task.class_weights "{task.class_weights}" is for a target of one class, and it is "{task.target}"'
+    if isinstance(task, ChoiceConfig | SimilarityConfig) and c.train.accumulation_steps > 1:
+        yield (
+            f"train.accumulation_steps is {c.train.accumulation_steps}: {task.kind} compares sequences of a batch with one "
+            "another, which must not be computed in parts: set it to 1, and lower train.batch_size"
+        )
+    if isinstance(task, ChoiceConfig):
+        if not task.choices:
+            yield "task.choices is empty: name the columns of the choices, or one column with a list of them"
+        if len(set(task.choices)) != len(task.choices):
+            yield "task.choices names a column twice"
+    if isinstance(task, SimilarityConfig):
+        if not 0 < task.temperature < math.inf:
+            yield f"task.temperature is {task.temperature}: it must be a number above 0"
+        if task.target == "dropout" and c.dropout == 0:
+            yield 'task.target is "dropout" and dropout is 0: a text would be the same twice'
+        if task.target == "dropout" and not c.data.dev:
+            yield 'data.dev is empty, and task.target is "dropout": name a file of pairs, which tell how good vectors are'
     if isinstance(task, TaggingConfig) and task.word_column == task.tag_column:
         yield f"task.word_column and task.tag_column are both {task.word_column}"
     if isinstance(task, SpanConfig):

@@ -74,6 +74,14 @@ SEQUENCE_HIDDEN_LAYERS: Mapping[str, HiddenLayer | None] = {
     "electra": "gelu",
 }
 """What `SequenceHead` is in the families of BERT (`Loaded.family`)."""
+CHOICE_HIDDEN_LAYERS: Mapping[str, HiddenLayer | None] = {
+    "bert": None,
+    "roberta": None,
+    "xlm-roberta": None,
+    "distilbert": "relu",
+    "electra": "gelu",
+}
+"""What it is in their classes for multiple choice."""
 _HIDDEN_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": gelu}
 
 

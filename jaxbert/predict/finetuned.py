@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of texts: classes, entities, relations and answers, through the tasks' own features and decoding."""
+"""What a fine-tuned model says of texts: classes, entities, relations, answers and choices, through the tasks' own features and decoding."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 
 from jaxbert.data.examples import Layout, evaluation_batches
-from jaxbert.finetune.config import ClassificationConfig, RelationConfig, SpanConfig, TaggingConfig
+from jaxbert.finetune.config import ChoiceConfig, ClassificationConfig, RelationConfig, SpanConfig, TaggingConfig
 from jaxbert.predict.batches import row_lengths
 from jaxbert.predict.texts import TextError
+from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
 from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
 from jaxbert.tasks.span import BoundSpanAnswering, Question
@@ -144,6 +145,20 @@ class FinetunedModel:
                 ]
             )
         return results
+
+    def choose(
+        self, contexts: Sequence[str], choices: Sequence[Sequence[str]], questions: Sequence[str | None]
+    ) -> list[dict[str, Any]]:
+        """Of each context: the best choice, and the scores of all."""
+        task = BoundMultipleChoice(ChoiceConfig(), (), self._encoder)
+        examples = [
+            Choices(context, joined(question, some), 0)
+            for context, some, question in zip(contexts, choices, questions, strict=True)
+        ]
+        return [
+            {"choice": one.choice, "score": float(one.scores[one.choice]), "scores": one.scores.tolist()}
+            for one in self._predicted(task, examples)
+        ]
 
     def _kept(self, *names: str) -> dict[str, Any]:
         return {name: self._settings[name] for name in names if name in self._settings}

@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Float
 from tokenizers import Encoding
 
+from jaxbert.config import Pooling
 from jaxbert.predict import programs
 from jaxbert.predict.batches import Item
 from jaxbert.predict.finetuned import FinetunedModel
 from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, fault_of, open_tokenizer
-from jaxbert.weights.embedder import Embedder, Pooling
+from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.load import Loaded
 
-Task = Literal["fill-mask", "next-sentence", "embed", "classify", "tag", "relate", "answer"]
+Task = Literal["fill-mask", "next-sentence", "embed", "classify", "tag", "relate", "answer", "choose"]
 HEADS: dict[Task, tuple[str, ...]] = {
     "fill-mask": ("mlm",),
     "next-sentence": ("pooler", "nsp"),
@@ -30,6 +31,7 @@ HEADS: dict[Task, tuple[str, ...]] = {
     "tag": ("token",),
     "relate": ("relation",),
     "answer": ("span",),
+    "choose": ("choice",),
 }
 """What a task needs beside the encoder."""
 
@@ -258,6 +260,32 @@ class Predictor:
             raise PredictError(f"top_k {top_k}: at least 1")
         found = self._finetuned.answer(self._checked(questions), self._checked(contexts), top_k)
         return found[0] if isinstance(question, str) else found
+
+    @overload
+    def choose(self, context: str, choices: Sequence[str], question: str | None = None) -> dict[str, Any]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def choose(
+        self, context: Sequence[str], choices: Sequence[Sequence[str]], question: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]: ...
+    def choose(
+        self, context: str | Sequence[str], choices: Sequence[Any], question: str | Sequence[str] | None = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Which of several choices fits a context: "choice" (from 0), its "score", and the "scores" of all; of lists, such a list.
+
+        `question`: what stands before every choice.
+        """
+        self._need("choose")
+        single = isinstance(context, str)
+        contexts, lists = _listed(context), [list(choices)] if single else [list(some) for some in choices]
+        questions: list[str | None] = [None] * len(contexts) if question is None else self._checked(_listed(question))
+        if isinstance(choices, str) or not len(contexts) == len(lists) == len(questions):
+            raise PredictError("choose takes a context and a list of choices, or two lists of the same length")
+        for some in lists:
+            self._checked(some)
+        if faults := {n: "has fewer than two choices" for n, some in enumerate(lists) if len(some) < 2}:
+            raise TextError(faults)
+        found = self._finetuned.choose(self._checked(contexts), lists, questions)
+        return found[0] if single else found
 
     @functools.cached_property
     def _finetuned(self) -> FinetunedModel:

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxbert.config import ModelConfig
-from jaxbert.model.bert import BertEncoder, BertForMaskedLM, BertForNextSentencePrediction
+from jaxbert.config import ModelConfig, Pooling
+from jaxbert.model.bert import BertForMaskedLM, BertForNextSentencePrediction
+from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.predict.batches import Batch, Item, make_batches
-from jaxbert.weights.embedder import Pooling
 
 # Batches of so many tokens stay in a CPU's caches; accelerators want more to do at a time.
 _TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 2048, 32768
@@ -102,22 +101,7 @@ def pooled(config: ModelConfig, pooling: Pooling) -> Program:
 
     @jax.jit
     def program(params: Any, rows: Inputs) -> tuple[Array, ...]:
-        encode = functools.partial(BertEncoder(config).apply, {"params": params["encoder"]})
-        if pooling == "cls":
-            return (jnp.asarray(encode(*rows), jnp.float32),)
-        hidden_BxLxD = jnp.asarray(encode(*rows[:4]), jnp.float32)
-        return (_over_sequences(hidden_BxLxD, rows, pooling),)
+        vectors_BxSxD: Any = BertForSentenceEmbedding(config, pooling).apply({"params": params}, *rows)
+        return (vectors_BxSxD,)
 
     return program
-
-
-def _over_sequences(hidden_BxLxD: Float[Array, "B L D"], rows: Inputs, pooling: Pooling) -> Float[Array, "B S D"]:
-    slots = rows.positions.shape[1]
-    if pooling == "max":
-        # Padding goes into a segment of its own, which is left out.
-        segment_max = functools.partial(jax.ops.segment_max, num_segments=slots + 1)
-        return jax.vmap(segment_max)(hidden_BxLxD, rows.sequence_ids)[:, 1:]
-    numbers_S = jnp.arange(1, slots + 1)
-    member_BxSxL = (rows.sequence_ids[:, None, :] == numbers_S[None, :, None]).astype(jnp.float32)
-    sum_BxSxD = jnp.einsum("bsl,bld->bsd", member_BxSxL, hidden_BxLxD, precision="highest")
-    return sum_BxSxD / jnp.maximum(member_BxSxL.sum(-1), 1)[..., None]

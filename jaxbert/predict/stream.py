@@ -11,15 +11,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
+from jaxbert.config import Pooling
 from jaxbert.predict.predictor import Predictor, Task
 from jaxbert.predict.texts import LongTexts, PredictError, TextError
-from jaxbert.weights.embedder import Pooling
 from jaxbert.weights.load import load
 
 # Bytes that are no UTF-8 arrive as lone surrogates, so that the line is known that they are in.
 _KEEP_BYTES = "surrogateescape"
 # Tabs that a line may have.
-_TABS = {"next-sentence": (1,), "answer": (1,), "classify": (0, 1)}
+_TABS = {"next-sentence": range(1, 2), "answer": range(1, 2), "classify": range(2), "choose": range(2, sys.maxsize)}
 _TOP_K = 5
 
 
@@ -30,8 +30,8 @@ class PredictOptions:
     model: str
     """A folder that jaxbert.load takes (a run, a Hugging Face folder, ...), or a model's name on the hub."""
     task: Task
-    """fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with a tab between two texts,
-    next-sentence, answer (question, context), or classify of pairs."""
+    """fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with tabs between
+    their texts, next-sentence, answer (question, context), classify of pairs, choose (context, choice, choice, ...)."""
     input: str = "-"
     """File with a text on each line. -: standard input."""
     output: str = "-"
@@ -151,6 +151,10 @@ def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]
         return [{"text": text, "entities": one} for text, one in zip(lines, predictor.tag(lines), strict=True)]
     if options.task == "relate":
         return [{"text": text, **one} for text, one in zip(lines, predictor.relate(lines), strict=True)]
+    if options.task == "choose":
+        texts = [line.split("\t") for line in lines]
+        found = predictor.choose([context for context, *_ in texts], [choices for _, *choices in texts])
+        return [{"context": one[0], "choices": one[1:], **best} for one, best in zip(texts, found, strict=True)]
     first, second = ([line.split("\t")[side] for line in lines] for side in (0, 1))
     if options.task == "answer":
         answers = predictor.answer(first, second, options.top_k or 1)
@@ -159,13 +163,13 @@ def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]
     return [{"first": a, "second": b, "is_next": p} for a, b, p in zip(first, second, probabilities, strict=True)]
 
 
-def _line_fault(line: str, tabs: tuple[int, ...] | None) -> str | None:
+def _line_fault(line: str, tabs: range | None) -> str | None:
     if not _is_text(line):
         return "is not UTF-8: convert it"
     count = line.count("\t")
     if tabs is None or count in tabs:
         return None
-    return f"has {count} tabs: put one between the two texts"
+    return f"has {count} tabs: put one between " + ("its texts" if tabs.stop > 2 else "the two texts")
 
 
 def _is_text(line: str) -> bool:

@@ -2,9 +2,18 @@
 
 from typing import Any
 
-from jaxbert.finetune.config import RelationConfig, SpanConfig, TaggingConfig, TaskConfig
+from jaxbert.finetune.config import (
+    ChoiceConfig,
+    RelationConfig,
+    SimilarityConfig,
+    SpanConfig,
+    TaggingConfig,
+    TaskConfig,
+)
+from jaxbert.tasks.choice import MultipleChoice
 from jaxbert.tasks.classification import Classification
 from jaxbert.tasks.relation import Relation
+from jaxbert.tasks.similarity import Similarity
 from jaxbert.tasks.span import SpanAnswering
 from jaxbert.tasks.tagging import Tagging
 from jaxbert.tasks.task import Task
@@ -18,4 +27,8 @@ def make_task(config: TaskConfig) -> Task[Any, Any]:
         return Relation(config)
     if isinstance(config, SpanConfig):
         return SpanAnswering(config)
+    if isinstance(config, ChoiceConfig):
+        return MultipleChoice(config)
+    if isinstance(config, SimilarityConfig):
+        return Similarity(config)
     return Classification(config)

@@ -21,6 +21,7 @@ from jaxbert.data.examples import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
+from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.names import Family
 
 TASK = "jaxbert_task"
@@ -110,6 +111,10 @@ class BoundTask(abc.ABC, Generic[E, P]):
     inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "sequence_ids", "position_ids")
     """Names of what the model is called with, in order."""
     labels: Sequence[str]
+    together: bool = False
+    """Whether the loss compares the features of an example, which must then be in one batch ("groups" says which belong together)."""
+    embedder: Embedder | None = None
+    """What makes the exported model one that embeds texts."""
 
     # What the step computes.
 
@@ -144,7 +149,8 @@ class BoundTask(abc.ABC, Generic[E, P]):
     def outputs(self, params: Any, batch: Batch) -> tuple[dict[str, Sums], Outputs]:
         """`sums` and `readable` without dropout."""
         found = self.apply(params, batch, None)
-        return self.sums(found, batch), self.readable(found)
+        # The batches of an evaluation may part what belongs together: `score` has the loss of such tasks.
+        return {} if self.together else self.sums(found, batch), self.readable(found)
 
     # What the host does.
 

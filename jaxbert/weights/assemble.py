@@ -40,6 +40,7 @@ GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.module.split("/", 1)[0] for ro
 SPARE_BIAS = "mlm/spare_bias"
 """The key in `carried` of the bias that is not the decoder's own, where that is not tied."""
 _NAMED = 3
+_RIVALS = ("sequence", "token", "choice")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Request:
     """What the caller wants of a file."""
 
     heads: tuple[str, ...] | None = None
-    """Groups beside the encoder: "pooler", "mlm", "nsp", "sequence", "token", "span", "discriminator". None: what is there."""
+    """Groups beside the encoder: "pooler", "mlm", "nsp", "sequence", "token", "span", "choice", "relation", "discriminator". None: what is there."""
     fresh: tuple[str, ...] = ()
     """Groups that are initialised anew where the file has nothing of them."""
     allow_missing: tuple[str, ...] = ()
@@ -259,9 +260,9 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     unknown = [name for name in heads if name not in GROUPS]
     if unknown:
         raise WeightsError(f"there is no head {unknown[0]!r}: there are {', '.join(GROUPS[1:])}")
-    # A classifier of sequences and one of tokens have the same names: the configuration says which one it is.
-    other = "sequence" if "token" in (*heads, *layout.required) else "token"
-    universe = layout.parameters(group for group in GROUPS if group != other)
+    # Several classifiers have the same names: the configuration says which one it is.
+    named = next((group for group in (*heads, *layout.required) if group in _RIVALS), _RIVALS[0])
+    universe = layout.parameters(group for group in GROUPS if group not in _RIVALS or group == named)
     known = {p.torch: p for p in universe if p.torch is not None}
     found, twice = _canonical(tensors, layout.family, known)
     if twice:

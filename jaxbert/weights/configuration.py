@@ -87,10 +87,11 @@ _CLASSES: Mapping[Family, Mapping[str, tuple[str, ...]]] = {
         "ForPreTraining": ("pooler", "mlm", "nsp"),
         "ForSequenceClassification": ("pooler", "sequence"),
         "ForNextSentencePrediction": ("pooler", "nsp"),
+        "ForMultipleChoice": ("pooler", "choice"),
         "Model": ("pooler",),
     },
-    "roberta": {"Model": ("pooler",)},
-    "xlm-roberta": {"Model": ("pooler",)},
+    "roberta": {"ForMultipleChoice": ("pooler", "choice"), "Model": ("pooler",)},
+    "xlm-roberta": {"ForMultipleChoice": ("pooler", "choice"), "Model": ("pooler",)},
     "distilbert": {},
     "electra": {"ForPreTraining": ("discriminator",)},
 }
@@ -100,6 +101,7 @@ _EVERY_FAMILY = {
     "ForTokenClassification": ("token",),
     "ForQuestionAnswering": ("span",),
     "ForRelationClassification": ("relation",),
+    "ForMultipleChoice": ("choice",),
     "Model": (),
 }
 CLASS_PREFIX: Mapping[Family, str] = {

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
+from jaxbert.config import Pooling
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
@@ -17,7 +18,7 @@ from jaxbert.weights.configuration import (
     stored_groups,
     write_configuration,
 )
-from jaxbert.weights.embedder import Embedder, Pooling
+from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.flax_v4 import write_msgpack
 from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, inside, write_json, written_whole
 from jaxbert.weights.huggingface import save

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from jaxbert.config import Pooling
 from jaxbert.weights.convert import System, convert
-from jaxbert.weights.embedder import Pooling
 
 
 @dataclasses.dataclass(frozen=True)

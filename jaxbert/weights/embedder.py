@@ -3,15 +3,15 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from jaxbert.config import Pooling
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG, inside, write_json
 from jaxbert.weights.names import WeightsError
 
 MODULES, POOLING = "modules.json", "1_Pooling"
 LENGTH, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
-Pooling = Literal["cls", "mean", "max"]
 # [CLS], a token and [SEP].
 _SHORTEST = 3
 

@@ -109,8 +109,8 @@ def load(
     folder with a flax_model.msgpack of transformers 4, and the folder of a jaxbert run; which one it is, its contents say.
 
     Args:
-      heads: what is wanted beside the encoder, of "pooler", "mlm", "nsp", "sequence", "token", "span", "discriminator".
-        None: all that is there, and all that the class named in config.json must have.
+      heads: what is wanted beside the encoder, of "pooler", "mlm", "nsp", "sequence", "token", "span", "choice",
+        "relation", "discriminator". None: all that is there, and all that the class named in config.json must have.
       fresh: heads that are made new where the file has nothing of them; `Loaded.fresh` says which parameters those are.
       allow_missing, allow_unexpected: patterns (fnmatch) of torch names that may be missing (they are made new), or left.
       scan_layers: parameters of the layers stacked, for ModelConfig.scan_layers. None: as a run has them, else not.

@@ -115,6 +115,8 @@ TABLE: tuple[Row, ...] = (
           distilbert="classifier", electra="classifier.out_proj"),
     _head("token/dense", "dense", _HIDDEN, ("labels",), **dict.fromkeys(_ALL, "classifier")),
     _head("span/dense", "dense", _HIDDEN, ("two",), **dict.fromkeys(_ALL, "qa_outputs")),
+    _head("choice/hidden", "dense", _HIDDEN, _HIDDEN, distilbert="pre_classifier", electra="sequence_summary.summary"),
+    _head("choice/dense", "dense", _HIDDEN, ("one",), **dict.fromkeys(_ALL, "classifier")),
     # jaxbert's own: transformers has no such class.
     _head("relation/dense", "dense", ("pair",), ("labels",), **dict.fromkeys(_ALL, "relation_classifier")),
     # ELECTRA's replaced-token detection (Clark et al. 2020, section 2).
@@ -207,6 +209,7 @@ def parameters(
         "encoder/embeddings/token_type": not config.type_vocab_size,
         "encoder/embeddings/projection": config.embedding_width == config.hidden_size,
         "sequence/hidden": family == "bert",
+        "choice/hidden": family not in ("distilbert", "electra"),
         "mlm/decoder": config.tie_word_embeddings,
     }
     wanted = set(groups)

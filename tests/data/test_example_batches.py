@@ -1,5 +1,6 @@
 """Batches of examples: every feature once an epoch, in rows that it shares, and each number where it belongs."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -197,3 +198,27 @@ def test_evaluation_covers_everything_once_in_one_shape(count: int, longest: int
 def test_a_sequence_that_is_longer_than_the_rows_is_refused():
     with pytest.raises(ValueError, match="does not fit into 8"):
         list(evaluation_batches(make_features(5, longest=40), Layout(8, 1)))
+
+
+def test_what_belongs_together_is_in_one_batch():
+    # Examples of one to four features.
+    examples = [n for n in range(23) for _ in range(1 + n % 4)]
+    features = [
+        dataclasses.replace(one, example=example) for one, example in zip(make_features(56), examples, strict=True)
+    ]
+    batches = TrainingBatches(features, 5, layout_of(features, 2), seed=2, together=True)
+    assert batches.num_batches == 5
+    for epoch in range(2):
+        seen: list[int] = []
+        for step, arrays in enumerate(batches.batches(5 * epoch, 5 * epoch + 5)):
+            assert_in_place({name: values for name, values in arrays.items() if name != "groups"}, features, LAYOUT)
+            real = arrays["real"] > 0
+            groups: dict[int, list[int]] = {}
+            for group, feature in zip(arrays["groups"][real].tolist(), arrays["label"][real].tolist(), strict=True):
+                groups.setdefault(group, []).append(feature)
+            assert len(groups) == (5 if step < 4 else 3)
+            for numbers in groups.values():
+                example = features[numbers[0]].example
+                assert sorted(numbers) == [n for n, one in enumerate(examples) if one == example]
+                seen.append(example)
+        assert sorted(seen) == list(range(23))

@@ -1,4 +1,4 @@
-"""Tagging, relations and spans from a file of a few lines to a report, and to a folder that transformers loads."""
+"""Tagging, relations, spans, choices and vectors from a file of a few lines to a report, and to a folder that transformers loads."""
 
 import json
 import pathlib
@@ -11,10 +11,12 @@ import transformers
 
 from jaxbert.config import OptimizerConfig, UserError
 from jaxbert.finetune.config import (
+    ChoiceConfig,
     ExamplesConfig,
     FinetuneConfig,
     FinetuneTrainConfig,
     RelationConfig,
+    SimilarityConfig,
     SpanConfig,
     TaggingConfig,
     TaskConfig,
@@ -22,6 +24,7 @@ from jaxbert.finetune.config import (
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.model.classifiers import (
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForRelationClassification,
     BertForTokenClassification,
@@ -41,7 +44,12 @@ def _elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def learn(
-    task: TaskConfig, path: pathlib.Path, epochs: float, columns: tuple[str, ...] = (), max_length: int = 64
+    task: TaskConfig,
+    path: pathlib.Path,
+    epochs: float,
+    columns: tuple[str, ...] = (),
+    max_length: int = 64,
+    dropout: float = 0.0,
 ) -> FinetuneResult:
     """Dev is what was learnt from: can it be learnt at all?"""
     return finetune(
@@ -49,7 +57,7 @@ def learn(
             name="tiny",
             workdir=str(path.parent / "run"),
             task=task,
-            dropout=0.0,
+            dropout=dropout,
             data=ExamplesConfig(train=(str(path),), dev=(str(path),), columns=columns, max_length=max_length),
             optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_share=0.1, epsilon=1e-8),
             train=FinetuneTrainConfig(epochs=epochs, batch_size=16, evaluations=1 / epochs, log_every=4),
@@ -188,6 +196,52 @@ def test_spans(tmp_path: pathlib.Path):
     real = inputs["attention_mask"].astype(bool)
     np.testing.assert_allclose(start[real], expected.start_logits[real], rtol=0, atol=1e-5)
     np.testing.assert_allclose(end[real], expected.end_logits[real], rtol=0, atol=1e-5)
+
+
+def test_choices(tmp_path: pathlib.Path):
+    """Of four people the one that the context names."""
+    rows = []
+    for n, name in enumerate(NAMES):
+        for place in PLACES:
+            others = [other for other in NAMES if other != name]
+            choices = [*others[: n % 4], name, *others[n % 4 :]]
+            rows.append({"sent1": f"{name} lived in {place}", "choices": choices, "label": n % 4})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    result = learn(ChoiceConfig(question=None, choices=("choices",)), tmp_path / "train.jsonl", epochs=40)
+    assert result.dev["accuracy"] > 0.9
+    content = reported(result, "accuracy")
+    assert content["measures"]["dev"]["loss"] < 0.7
+
+    loaded = load(result.model)
+    assert loaded.groups == ("pooler", "choice")
+    inputs = inputs_of(loaded, *(("eve lived in oslo", name) for name in NAMES))
+    peer, expected = peer_of(result, {name: values[None] for name, values in inputs.items()})
+    assert isinstance(peer, transformers.BertForMultipleChoice)
+    logits = jax.jit(BertForMultipleChoice(loaded.config).apply)({"params": loaded.params}, *inputs.values())
+    np.testing.assert_allclose(logits[:, 0], expected.logits[0], rtol=0, atol=1e-5)
+    assert loaded.predictor("choose").choose("eve lived in oslo", NAMES)["choice"] == NAMES.index("eve")
+
+
+@pytest.mark.parametrize("target", ["pairs", "dropout"])
+def test_vectors(tmp_path: pathlib.Path, target: str):
+    pairs = [(f"who lived in {place} , {name} ?", f"{name} was in {place}") for name in NAMES for place in PLACES]
+    lines = ["anchor\tpositive", *("\t".join(pair) for pair in pairs)]
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf8")
+    settings = SimilarityConfig(target=target)  # pyright: ignore[reportArgumentType]
+    result = learn(settings, tmp_path / "train.tsv", 20 if target == "pairs" else 2, dropout=0.1)
+    if target == "pairs":
+        assert result.dev["mrr"] > 0.9
+    reported(result, "mrr")
+
+    texts = [text for pair in pairs for text in pair]
+    vectors = load(result.model).predictor("embed").embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    cosines = vectors[::2] @ vectors[1::2].T
+    ranks = (cosines >= np.diag(cosines)[:, None]).sum(1)
+    assert np.mean(1 / ranks) == pytest.approx(result.dev["mrr"], abs=1e-6)
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    theirs = sentence_transformers.SentenceTransformer(str(result.model), device="cpu").encode(texts)
+    np.testing.assert_allclose(vectors, theirs, rtol=0, atol=1e-5)
 
 
 def test_spans_with_the_defaults_on_a_new_small_encoder(tmp_path: pathlib.Path):

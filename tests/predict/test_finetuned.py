@@ -176,3 +176,39 @@ def test_the_command(tmp_path: pathlib.Path):
     np.testing.assert_allclose(one["score"], ours.classify("a cat")["score"], atol=1e-6)
     np.testing.assert_allclose(pair["score"], ours.classify(("a cat", "a dog"))["score"], atol=1e-6)
     assert bad["error"] == "it has 2 tabs: put one between the two texts"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_choices_are_torchs(tmp_path: pathlib.Path, family: str):
+    architecture = {"bert": "BertForMultipleChoice", "roberta": "RobertaForMultipleChoice"}[family]
+    folder = write_model(tmp_path, family, architecture)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = getattr(transformers, architecture).from_pretrained(folder).eval()
+    contexts, choices = SENTENCES[:6], [SENTENCES[n : n + 2 + n % 3] for n in range(10, 16)]
+    ours = predictor(folder, task="choose")
+    for question in (None, "then"):
+        found = ours.choose(contexts, choices, None if question is None else [question] * 6)
+        for context, some, one in zip(contexts, choices, found, strict=True):
+            seconds = some if question is None else [f"{question} {choice}" for choice in some]
+            inputs = tokenizer([context] * len(some), seconds, return_tensors="pt", padding=True)
+            with torch.no_grad():
+                logits = model(**{name: values[None] for name, values in inputs.items()}).logits[0]
+            np.testing.assert_allclose(one["scores"], torch.softmax(logits, -1), atol=1e-5)
+            assert one["choice"] == int(logits.argmax())
+            assert one["score"] == max(one["scores"])
+    assert ours.choose("a cat", ["a dog", "it sees"]) == ours.choose(["a cat"], [["a dog", "it sees"]])[0]
+    for wrong, text in (
+        (lambda: ours.choose("a", ["b"]), "text 0 has fewer than two choices"),
+        (lambda: ours.choose("a", "bc"), "takes a context and a list of choices"),
+        (lambda: ours.choose(["a"], [["b", "c"], ["d", "e"]]), "two lists of the same length"),
+        (lambda: ours.choose("a", ["b", 3]), "text 1 is of the type int"),  # pyright: ignore
+    ):
+        with pytest.raises(PredictError, match=text):
+            wrong()
+    (tmp_path / "in").write_text("a cat\ta dog\tit sees\na cat\ta dog\n")
+    options = PredictOptions(str(folder), "choose", str(tmp_path / "in"), str(tmp_path / "out"), bad_lines="report")
+    assert predict(options) == 2
+    one, bad = (json.loads(line) for line in (tmp_path / "out").read_text().splitlines())
+    assert one["choices"] == ["a dog", "it sees"]
+    assert one["choice"] == ours.choose("a cat", ["a dog", "it sees"])["choice"]
+    assert bad["error"] == "it has 1 tabs: put one between its texts"

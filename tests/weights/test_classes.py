@@ -8,11 +8,13 @@ import pytest
 from made_models import LABELS, batch, torch_model, torch_outputs, write_folder
 
 from jaxbert.model.classifiers import (
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from jaxbert.model.heads import SEQUENCE_HIDDEN_LAYERS
+from jaxbert.model.heads import CHOICE_HIDDEN_LAYERS, SEQUENCE_HIDDEN_LAYERS
+from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import load
 
 PREFIXES = {
@@ -63,3 +65,20 @@ def test_classes_of_tokens_and_spans(family: str, tmp_path: pathlib.Path):
     expected = torch_outputs(peer, inputs)
     np.testing.assert_allclose(start[real], expected.start_logits[real], rtol=0, atol=1e-5)
     np.testing.assert_allclose(end[real], expected.end_logits[real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", SEQUENCE_HIDDEN_LAYERS)
+def test_choices(family: str, tmp_path: pathlib.Path):
+    peer = torch_model(f"{PREFIXES[family]}ForMultipleChoice", family)
+    loaded, inputs = load(write_folder(tmp_path / "model", peer)), inputs_of(family)
+    model = BertForMultipleChoice(loaded.config, CHOICE_HIDDEN_LAYERS[family])
+    found = compute(model, loaded.params, inputs)
+    # One example with three choices.
+    expected = torch_outputs(peer, {name: array[None] for name, array in inputs.items()}).logits
+    assert expected.shape == (1, 3)
+    assert expected.std() > 0.001
+    np.testing.assert_allclose(found[:, 0], expected[0], rtol=0, atol=1e-5)
+    save(tmp_path / "back", **loaded.export_arguments())
+    back = load(tmp_path / "back")
+    assert back.architecture == f"{PREFIXES[family]}ForMultipleChoice"
+    jax.tree.map(np.testing.assert_array_equal, back.params, loaded.params)
