@@ -9,7 +9,6 @@ Reading a configuration file that is named on the command line runs it, as Pytho
 import dataclasses
 import difflib
 import json
-import runpy
 import sys
 import types
 import typing
@@ -40,7 +39,25 @@ def parse(arguments: Sequence[str], default: Callable[[], T], description: str) 
     cls = type(base)
     base = base if file is None else load(Path(file), cls)
     usage = f"{description}\n\n--config FILE: a Python file with get_config(), or the config.json of an earlier run."
-    return tyro.cli(cls, default=base, args=rest, description=usage, config=(tyro.conf.AvoidSubcommands,))
+    options, default_options = _with_own_settings(base)
+    found = tyro.cli(
+        options, default=default_options, args=rest, description=usage, config=(tyro.conf.AvoidSubcommands,)
+    )
+    return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls)})  # pyright: ignore[reportArgumentType]
+
+
+def _with_own_settings(base: Any) -> tuple[type[Any], Any]:
+    """The class and values for the command line, where settings of somebody's own class are options like all others."""
+    kinds, values = typing.get_type_hints(type(base)), {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    own = [
+        (name, type(value), dataclasses.field(default=value))
+        for name, value in values.items()
+        if dataclasses.is_dataclass(value) and type(value) not in (kinds[name], *typing.get_args(kinds[name]))
+    ]
+    if not own:
+        return type(base), base
+    cls = dataclasses.make_dataclass(type(base).__name__, own, bases=(type(base),), frozen=True)
+    return cls, cls(**values)
 
 
 def load(path: Path, cls: type[T] = Config) -> T:
@@ -54,7 +71,7 @@ def load(path: Path, cls: type[T] = Config) -> T:
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
+        get_config = getattr(_run(path), "get_config", None)
         config = get_config() if callable(get_config) else None
     except Exception as error:  # whatever the user's program raises
         raise ConfigError(
@@ -64,6 +81,15 @@ def load(path: Path, cls: type[T] = Config) -> T:
         found = f", but a {type(config).__name__}" if dataclasses.is_dataclass(config) else ""
         raise ConfigError(f"{path}: has no get_config() that returns a {cls.__module__}.{cls.__name__}{found}")
     return config
+
+
+def _run(path: Path) -> types.ModuleType:
+    # Known by a name, so that the docstrings of its own settings are found for the help.
+    name = f"configuration_{path.stem}"
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module
 
 
 def save(config: Any, path: Path, **also: Any) -> None:

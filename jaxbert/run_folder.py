@@ -116,7 +116,7 @@ def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) 
         )
     if record.get("examples") != examples:
         raise ConfigError(
-            f"{workdir} holds a run on other examples: what data.train names has changed since. Bring it back, or choose "
+            f"{workdir} holds a run on other examples: what data.train or data.dev names has changed since. Bring it back, or choose "
             "another --workdir"
         )
 

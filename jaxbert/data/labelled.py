@@ -9,8 +9,10 @@ import dataclasses
 import glob
 import io
 import json
+import lzma
 import pathlib
 import re
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -143,8 +145,10 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             text = io.TextIOWrapper(binary, encoding="utf8", errors="surrogateescape", newline="\n")  # pyright: ignore[reportArgumentType]
             for number, line in enumerate(text, 1):
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ExamplesError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get the file again") from None
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise ExamplesError(
+            f"{path}: cannot be read ({(str(error) or 'it ends early').splitlines()[0]}): get the file again"
+        ) from None
 
 
 def _clean(text: str) -> str | None:
@@ -162,12 +166,12 @@ def _named(rows: Iterable[tuple[int, list[str]]], path: str, config: ExamplesCon
     """Rows of cells as records, with the names of the columns from the configuration or the first row."""
     names = list(config.columns)
     for number, cells in rows:
+        if not cells or cells == [""]:
+            continue
         if not names:
             names = [name.strip() for name in cells]
             if len(set(names)) != len(names):
                 raise ExamplesError(f"{path}: its first line names a column twice: name them with data.columns")
-            continue
-        if not cells or cells == [""]:
             continue
         fault = next((fault for cell in cells if (fault := _clean(cell))), None)
         if len(cells) != len(names):

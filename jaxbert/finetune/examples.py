@@ -25,10 +25,10 @@ class Examples:
     warnings: tuple[str, ...]
     """One line each."""
     fingerprint: str
-    """sha256 of the examples of train, in their order."""
+    """sha256 of the examples of train and dev, in their order."""
 
 
-def read_all(task: Task[Any, Any], config: ExamplesConfig, seed: int) -> Examples:
+def read_all(task: Task[Any, Any], config: ExamplesConfig) -> Examples:
     """Read everything that a run needs, and look at it.
 
     Raises ExamplesError for files that are not there, and for rows that are not what they should be where that stops the run.
@@ -38,13 +38,13 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig, seed: int) -> Example
     dev = list(_read(task, config.dev, config, counting))
     test = list(_read(task, config.test, config, counting))
     if not config.dev:
-        train, dev = _split(task, train, config.dev_share, seed)
+        train, dev = _split(task, train, config.dev_share)
     train = train[: config.max_train_examples]
     if not train or not dev:
         raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
     # A test set may be given later, and must not change what is trained.
     labels = task.labels([*train, *dev])
-    return Examples(train, dev, test, labels, tuple(_oddities(task, train, dev, labels, counting)), _digest(train))
+    return Examples(train, dev, test, labels, tuple(_oddities(task, train, dev, labels, counting)), _digest(train, dev))
 
 
 def _read(task: Task[Any, Any], sources: Sequence[str], config: ExamplesConfig, counting: Counting) -> Iterator[Any]:
@@ -57,20 +57,21 @@ def _read(task: Task[Any, Any], sources: Sequence[str], config: ExamplesConfig, 
                 counting(record.place, str(error))
 
 
-def _split(task: Task[Any, Any], examples: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Train and dev, by a hash of the text: equal texts are on the same side."""
+def _split(task: Task[Any, Any], examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
+    """Train and dev, by a hash of the text: equal texts are on the same side, whatever the seed, so that seeds can be compared."""
     train, dev = [], []
     for example in examples:
-        text = f"{seed}\t{task.text(example)}".encode("utf8", "surrogatepass")
+        text = task.text(example).encode("utf8", "surrogatepass")
         number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
         (dev if number < share else train).append(example)
     return train, dev
 
 
-def _digest(examples: Sequence[Any]) -> str:
+def _digest(*splits: Sequence[Any]) -> str:
     digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr(example).encode("utf8", "surrogatepass"))
+    for split in splits:
+        for example in (len(split), *split):
+            digest.update(repr(example).encode("utf8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -83,7 +84,7 @@ def _oddities(
     measured = {label for example in dev for label in task.labels_of(example)}
     if only := sorted(measured - learnt):
         yield f"labels that dev has and train has not, so that they cannot be learnt: {_some(only)}"
-    if empty := [label for label in labels if label not in learnt | measured and learnt <= {*labels}]:
+    if empty := [label for label in labels if label not in learnt | measured and learnt and learnt <= {*labels}]:
         yield f"labels without an example in train: {_some(empty)}"
     texts = {task.text(example) for example in train}
     if again := sum(task.text(example) in texts for example in dev):

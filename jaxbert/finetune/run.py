@@ -79,7 +79,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(run_folder.locked(workdir))
-        examples = read_all(task, config.data, config.seed)
+        examples = read_all(task, config.data)
         for warning in () if config.check_data else examples.warnings:
             say(f"warning: {warning}")
         run_folder.check_same_finetuning(config, examples.fingerprint, workdir)
@@ -178,12 +178,17 @@ class _Run:
             return _Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
 
     def _check_measure(self, state: TrainState) -> None:
-        """Raise ConfigError where the task has no such measure, before anything is trained."""
+        """Raise ConfigError where the best checkpoint cannot be chosen by the measure, before anything is trained."""
         few = self.dev.examples[:1]
         found = self.evaluate(state, _Split(few, self.bound.features(few)))
-        if found is not None and self.bound.metric not in found[0]:
-            names = ", ".join(name for name in found[0] if name != "loss")
-            raise ConfigError(f"task.metric {self.bound.metric!r} is no measure of this task: it has {names}")
+        if found is None:
+            return
+        # The best checkpoint has the highest value, which of an error is the worst.
+        lowest = {"loss", "mse", *self.bound.loss_weights}
+        names = [name for name in found[0] if name not in lowest]
+        if self.bound.metric not in names:
+            what = "is the better the lower it is" if self.bound.metric in lowest else "is no measure of this task"
+            raise ConfigError(f"task.metric {self.bound.metric!r} {what}: choose one of {', '.join(names)}")
 
     def _start(self) -> Mapping[str, Any] | None:
         """The parameters to start with: those of the source that the task has, without the blocks that start anew."""

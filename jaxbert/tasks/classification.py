@@ -128,6 +128,10 @@ class BoundClassification(BoundTask[Text, Judgement]):
         self.encoder: Encoder = encoder
         self._weights = weights
         self._ids = {label: i for i, label in enumerate(labels)}
+        if settings.positive is not None and settings.positive not in self._ids:
+            raise ExamplesError(
+                f"task.positive is {settings.positive!r}: it is none of the classes {', '.join(labels)}"
+            )
         default = {"class": "accuracy", "multi-label": "macro_f1", "regression": "spearman"}[settings.target]
         self.metric: str = settings.metric or default
         hidden_layer = SEQUENCE_HIDDEN_LAYERS[encoder.family]
@@ -147,10 +151,14 @@ class BoundClassification(BoundTask[Text, Judgement]):
             target = batch["targets"] * (1 - smoothing) + smoothing / 2
             binary = -target * jax.nn.log_sigmoid(found) - (1 - target) * jax.nn.log_sigmoid(-found)
             return {"label_loss": (jnp.sum(weight * binary.mean(-1)), total)}
-        target = jax.nn.one_hot(batch["label"], found.shape[-1]) * (1 - smoothing) + smoothing / found.shape[-1]
-        losses = -jnp.sum(target * jax.nn.log_softmax(found), axis=-1)
+        surprise = -jax.nn.log_softmax(found)
+        own = jnp.take_along_axis(surprise, batch["label"][..., None], axis=-1)[..., 0]
+        # As in torch, what is spread over the classes weighs what each class weighs.
+        weights_C = jnp.array([self._weights[label] for label in self.labels], jnp.float32)
+        spread = jnp.einsum("rsc,c->rs", surprise, weights_C, precision="highest") / len(self.labels)
+        losses = (1 - smoothing) * weight * own + smoothing * batch["real"] * spread
         accuracy = masked_accuracy(found, batch["label"], batch["real"])
-        return {"label_loss": (jnp.sum(weight * losses), total), "accuracy": accuracy}
+        return {"label_loss": (jnp.sum(losses), total), "accuracy": accuracy}
 
     def readable(self, found: Float[Array, "R S C"]) -> Outputs:
         """Probabilities, or numbers."""
@@ -201,7 +209,7 @@ class BoundClassification(BoundTask[Text, Judgement]):
             error = float(np.mean(np.square(gold - found)))
             return {"pearson": metrics.pearson(gold, found), "spearman": metrics.spearman(gold, found), "mse": error}
         exact = sum({*e.labels} == {*p.labels} for e, p in zip(examples, predictions, strict=True)) / len(examples)
-        counts = self._counts(examples, predictions)
+        counts = self.counts(examples, predictions)
         macro, micro = metrics.macro_f1(counts), metrics.together(counts).f1
         scores = {"accuracy": exact, "macro_f1": macro, "micro_f1": micro}
         if self.settings.target == "class":
@@ -212,16 +220,13 @@ class BoundClassification(BoundTask[Text, Judgement]):
 
     @property
     def _positive(self) -> str:
-        positive = self.labels[1] if self.settings.positive is None else self.settings.positive
-        if positive not in self._ids:
-            raise unknown_label(positive, self.labels)
-        return positive
+        return self.labels[1] if self.settings.positive is None else self.settings.positive
 
     def tables(self, examples: Sequence[Text], predictions: Sequence[Judgement]) -> list[Table]:
         """Precision, recall, F1 and support of each class."""
         if self.settings.target == "regression":
             return []
-        rows = metrics.report_rows(self.labels, self._counts(examples, predictions))
+        rows = metrics.report_rows(self.labels, self.counts(examples, predictions))
         return [Table("By class", metrics.REPORT_COLUMNS, rows)]
 
     def confusion(
@@ -258,7 +263,8 @@ class BoundClassification(BoundTask[Text, Judgement]):
         }
         return {**super().configuration(), "problem_type": kinds[self.settings.target]}
 
-    def _counts(self, examples: Sequence[Text], predictions: Sequence[Judgement]) -> list[metrics.Counts]:
+    def counts(self, examples: Sequence[Text], predictions: Sequence[Judgement]) -> list[metrics.Counts]:
+        """What was found of each class."""
         pairs = list(zip(examples, predictions, strict=True))
         return [
             metrics.Counts(

@@ -1,5 +1,6 @@
 """The task that a configuration asks for."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxbert.finetune.config import (
@@ -20,7 +21,10 @@ from jaxbert.tasks.task import Task
 
 
 def make_task(config: TaskConfig) -> Task[Any, Any]:
-    """The task with these settings."""
+    """The task with these settings: one of ours, or what the `make_task` of somebody's own settings makes."""
+    make: Callable[[], Task[Any, Any]] | None = getattr(config, "make_task", None)
+    if make is not None:
+        return make()
     if isinstance(config, TaggingConfig):
         return Tagging(config)
     if isinstance(config, RelationConfig):

@@ -77,7 +77,7 @@ class Relation(Task[Pair, Related]):
         spans = column(record, settings.spans, "task.spans")
         try:
             (a, b), (c, d) = ((int(start), int(end)) for start, end in spans)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]") from None
         if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
             raise BadRecordError(

@@ -3,8 +3,11 @@
 import bz2
 import dataclasses
 import gzip
+import io
 import json
+import lzma
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,13 @@ def skipped(source: str, config: ExamplesConfig = SKIP) -> tuple[list[Record], C
     return list(read_records(source, config, counting)), counting
 
 
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.tsv", content)
+    return file.getvalue()
+
+
 # Name of the file, its content, the same table each time.
 TABLES = [
     ("a.tsv", TABLE),
@@ -59,6 +69,7 @@ TABLES = [
     ("crlf.tsv", TABLE.replace(b"\n", b"\r\n")),
     ("no_line_end.tsv", TABLE.rstrip()),
     ("blank_lines.tsv", TABLE.replace(b"\n", b"\n\n")),
+    ("blank_first.tsv", b"\n\n" + TABLE),
     ("spaces.tsv", TABLE.replace(b"text\tlabel", b" text \tlabel ")),
     ("a.tsv.gz", gzip.compress(TABLE)),
     ("a.tsv.bz2", bz2.compress(TABLE)),
@@ -400,6 +411,19 @@ def tiny_labelled_set(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         JaxbertLabelled(config="plain", data_dir=folder).download_and_prepare()
     tfds.core.add_data_dir(folder)
     return folder
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("xz", lzma.compress), ("bz2", bz2.compress), ("zip", zipped)])
+def test_damaged_files_of_other_kinds_are_named(tmp_path: pathlib.Path, suffix: str, pack):
+    lines = [f"text {np.random.default_rng(n).random()}\ta" for n in range(2000)]
+    content = pack(("text\tlabel\n" + "\n".join(lines)).encode())
+    assert len(read(write(tmp_path, f"good.tsv.{suffix}", content))) == 2000
+    for name, damaged in (("cut", content[: len(content) // 2]), ("random", b"BZPK" + b"\x93" * 400)):
+        path = write(tmp_path, f"{name}.tsv.{suffix}", damaged)
+        error = error_of(path)
+        assert error.startswith(f"{path}: cannot be read (")
+        assert error.endswith("): get the file again")
+        assert "\n" not in error
 
 
 def test_tfds_gives_texts_and_the_names_of_classes(tiny_labelled_set: pathlib.Path):

@@ -1,5 +1,6 @@
 """The examples that the README shows do what they say."""
 
+import dataclasses
 import pathlib
 
 import frozen_encoder
@@ -8,11 +9,15 @@ import nnx_encoder
 import numpy as np
 import own_head
 import own_module
+import own_task
 import pytest
 import transformers
 
 import jaxbert
+from jaxbert import command_line
 from jaxbert.config import VocabularyConfig
+from jaxbert.finetune.config import FinetuneConfig
+from jaxbert.finetune.run import finetune
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.text.wordpiece import train_tokenizer
 
@@ -61,3 +66,30 @@ def test_the_encoder_in_nnx(model: pathlib.Path):
     ids = np.arange(16, dtype=np.int32).reshape(2, 8)
     expected = jaxbert.BertEncoder(loaded.config).apply({"params": loaded.params["encoder"]}, ids, ids * 0, ids * 0 + 1)
     np.testing.assert_allclose(nnx_encoder.encoder_of(loaded)(ids, ids * 0, ids * 0 + 1), expected, atol=1e-6)
+
+
+def test_a_task_of_ones_own(model: pathlib.Path, tmp_path: pathlib.Path):
+    rows = [f"{text}\t{text.split()[-1]}" for text in ("it is good", "all was bad", "good", "so bad") * 12]
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    arguments = f"--config {own_task.__file__} --model {model} --workdir {tmp_path / 'run'} --data.train {tmp_path / 'train.tsv'}"
+    arguments += (
+        f" --data.dev {tmp_path / 'train.tsv'} --task.gamma 1 --train.epochs 12 --optimizer.peak-learning-rate 3e-3"
+    )
+    config = command_line.parse(arguments.split(), FinetuneConfig, "")
+    # The file was run, and its classes are new ones.
+    assert dataclasses.asdict(config.task) == dataclasses.asdict(own_task.FocalConfig(gamma=1.0))
+    result = finetune(config)
+    assert result.dev["worst_recall"] > 0.9
+    assert jaxbert.load(result.model).predictor("classify").classify("it was bad")["label"] == "bad"
+    with pytest.raises(SystemExit):
+        command_line.parse([*arguments.split(), "--task.gama", "1"], FinetuneConfig, "")
+
+
+def test_the_readme_shows_the_task_as_it_is(repository: pathlib.Path):
+    shown = (repository / "README.md").read_text(encoding="utf8")
+    code = (
+        pathlib.Path(own_task.__file__)
+        .read_text(encoding="utf8")
+        .replace("  # pyright: ignore[reportIncompatibleVariableOverride]", "")
+    )
+    assert code[code.index("@dataclasses.dataclass") :] in shown

@@ -115,7 +115,7 @@ def test_the_exported_model_says_the_same_in_transformers(
     with torch.no_grad():
         theirs = peer.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
     task = make_task(config.task)
-    examples = read_all(task, config.data, config.seed)
+    examples = read_all(task, config.data)
     run = _Run(config, task, examples, source.find_source(config, texts, pathlib.Path(config.workdir)))
     with Checkpoints(config.workdir, config.checkpoint, highest="accuracy") as checkpoints:
         state = checkpoints.restore(result.step, run.session.abstract)
@@ -225,7 +225,9 @@ def test_another_setting_or_other_examples_are_refused(
     content = table.read_text()
     try:
         table.write_text(content.replace("\tgood\n", "\tbad\n", 1))
-        with pytest.raises(ConfigError, match=r"on other examples: what data.train names has changed since"):
+        with pytest.raises(
+            ConfigError, match=r"on other examples: what data.train or data.dev names has changed since"
+        ):
             finetune(config)
     finally:
         table.write_text(content)

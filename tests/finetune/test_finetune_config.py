@@ -176,7 +176,7 @@ def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
     ):
         assert part in text
     assert "\n" not in text
-    with pytest.raises(ConfigError, match=r"on other examples: what data.train names has changed since"):
+    with pytest.raises(ConfigError, match=r"on other examples: what data.train or data.dev names has changed since"):
         run_folder.check_same_finetuning(BASE, "changed", tmp_path)
 
 

@@ -260,6 +260,6 @@ def test_tags_with_examples_are_not_said_to_have_none(tmp_path: pathlib.Path):
     lines = "eve\tB-PER\nleft\tO\n\nacme\tB-ORG\n"
     (tmp_path / "dev.conll").write_text(lines, encoding="utf8")
     files = ExamplesConfig(train=(str(tmp_path / "train.conll"),), dev=(str(tmp_path / "dev.conll"),))
-    assert read_all(make_task(TaggingConfig()), files, 0).warnings == (
+    assert read_all(make_task(TaggingConfig()), files).warnings == (
         "labels that dev has and train has not, so that they cannot be learnt: ORG",
     )
