@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ def load(path: Path, cls: type[T] = Config) -> T:
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
     try:
-        get_config = getattr(_run(path), "get_config", None)
+        get_config = getattr(run_file(path), "get_config", None)
         config = get_config() if callable(get_config) else None
     except Exception as error:  # whatever the user's program raises
         raise ConfigError(
@@ -83,11 +83,13 @@ def load(path: Path, cls: type[T] = Config) -> T:
     return config
 
 
-def _run(path: Path) -> types.ModuleType:
+def run_file(path: Path) -> types.ModuleType:
+    """What a Python file defines that the user named on the command line. Raises what the file raises."""
     # Known by a name, so that the docstrings of its own settings are found for the help.
     name = f"configuration_{path.stem}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
+    # Not the import system's loader: it may take a file that was changed within the same second for the one it knows.
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
@@ -126,6 +128,28 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
             hint = f"; did you mean {where}{close[0]}?" if close else ""
             raise ConfigError(f"{where}{name}: there is no such field{hint}")
     return cls(**{name: _convert(types_by_name[name], value, where + name) for name, value in values.items()})
+
+
+def with_fields(config: T, values: Mapping[str, Any]) -> T:
+    """The configuration with other values of some fields, which are named as on the command line ("train.batch_size").
+
+    Raises `ConfigError` for a field that there is not, and for a value of another type.
+    """
+    for name, value in values.items():
+        config = _with_field(config, name.split("."), value, name)
+    return config
+
+
+def _with_field(config: Any, names: Sequence[str], value: Any, where: str) -> Any:
+    # What is inside of a plain value has no fields.
+    kinds = typing.get_type_hints(type(config)) if hasattr(config, "__dataclass_fields__") else {}
+    name, *rest = names
+    if name not in kinds:
+        close = difflib.get_close_matches(name, kinds, n=1)
+        hint = f"; did you mean {where.removesuffix('.'.join(names))}{'.'.join([close[0], *rest])}?" if close else ""
+        raise ConfigError(f"{where}: there is no such field{hint}")
+    inner = _with_field(getattr(config, name), rest, value, where) if rest else _convert(kinds[name], value, where)
+    return dataclasses.replace(config, **{name: inner})
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
 # What a fine-tuning run may go on with in another way, as FREE.
 FREE_IN_FINETUNING = (
     "name workdir mesh distributed checkpoint tracking train.log_every train.prefetch train.max_nonfinite_steps "
-    "train.accumulation_steps compare_untrained check_data data.test"
+    "train.accumulation_steps compare_untrained check_data data.test seeds search trials"
 ).split()
 
 
@@ -102,6 +102,10 @@ def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) 
     if not (workdir / CONFIG).exists():
         return
     record = command_line.read_record(workdir / CONFIG)
+    # How many seeds or trials may change; whether the folder is one run's or has folders of several may not.
+    kind = _kind(record["config"].get("seeds", 1), record["config"].get("search"))
+    if kind != _kind(config.seeds, config.search) and not config.check_data:
+        raise ConfigError(f"{workdir} holds {kind}: choose another --workdir")
     # A task of somebody's own has settings of its own: they are compared as what was written.
     before, now = (_flat(values) for values in (record["config"], json.loads(json.dumps(dataclasses.asdict(config)))))
     names = [name for name in {**before, **now} if not any(f"{name}.".startswith(f"{f}.") for f in FREE_IN_FINETUNING)]
@@ -119,6 +123,10 @@ def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) 
             f"{workdir} holds a run on other examples: what data.train or data.dev names has changed since. Bring it back, or choose "
             "another --workdir"
         )
+
+
+def _kind(seeds: int, search: str | None) -> str:
+    return "a search" if search is not None else "runs of several seeds" if seeds > 1 else "a run of one seed"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -216,6 +216,12 @@ class FinetuneConfig:
     """Folder of everything that the run writes. A folder that holds a run resumes it."""
     seed: int = 0
     """Seed of new parameters, dropout and order."""
+    seeds: int = 1
+    """Train so many seeds (`seed`, `seed` + 1, ...) one after another, each in WORKDIR/seed-K, and report mean and deviation."""
+    search: str | None = None
+    """A Python file with suggest(trial), which draws values of fields with Optuna: runs `trials` of them, and keeps the best."""
+    trials: int = 20
+    """Runs of a search, over all its starts."""
     model: str | None = None
     """What jaxbert.load takes: a folder, a run, or a name on the hub. None: the newest run in runs/, else a new small encoder."""
     check_data: bool = False

@@ -62,7 +62,7 @@ def write(
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (workdir / "report.json").write_text(text, encoding="utf8")
-    _show(measures)
+    show(measures)
 
 
 def _measures(splits: Mapping[str, Split], untrained: Mapping[str, float]) -> Table:
@@ -86,16 +86,16 @@ def _page(
     pictures: Mapping[str, str],
     split: str,
 ) -> str:
-    lines = [f"# {name}", "", *_markdown(measures), ""]
+    lines = [f"# {name}", "", *markdown(measures), ""]
     lines += [f"- warning: {warning}" for warning in warnings] + ([""] if warnings else [])
     lines += [f"![{text}]({file})\n" for file, text in pictures.items()]
-    lines += [*_markdown(Table("", ("run", ""), [[key, value] for key, value in facts.items()])), ""]
+    lines += [*markdown(Table("", ("run", ""), [[key, value] for key, value in facts.items()])), ""]
     for table in tables:
-        lines += [f"## {table.title} ({split})", "", *_markdown(table), ""]
+        lines += [f"## {table.title} ({split})", "", *markdown(table), ""]
     if mistakes:
         rows = [[f"{m.loss:.2f}", m.gold, m.predicted, _short(m.text)] for m in mistakes]
         lines += [f"## Worst mistakes ({split})", ""]
-        lines += [*_markdown(Table("", ("loss", "right", "predicted", "text"), rows)), ""]
+        lines += [*markdown(Table("", ("loss", "right", "predicted", "text"), rows)), ""]
     return "\n".join(lines)
 
 
@@ -103,7 +103,9 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def _markdown(table: Table) -> list[str]:
+def markdown(table: Table) -> list[str]:
+    """The lines of a table in a report."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -117,18 +119,73 @@ def _is_number(cell: str) -> bool:
     return cell.replace(",", "").replace(".", "").replace("-", "").isdigit() or not cell
 
 
+def logged(metrics_file: Path, split: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) of each line of metrics.jsonl that has the measure as a finite number."""
+    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
+    return [(r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None]
+
+
+def draw_seeds(runs: Mapping[str, Path], picture: Path, metric: str | None) -> None:
+    """Draw each run's training loss, and its measure on dev where there is one, over the steps, into a PNG.
+
+    `runs`: metrics.jsonl by what the run is called.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [("train", "loss", "training loss"), ("heldout", "loss", "loss on dev")]
+    if metric is not None:
+        panels[1] = ("heldout", metric, f"{metric.replace('_', ' ')} on dev")
+    for axes, (split, name, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for number, (label, file) in enumerate(runs.items()):
+            points = logged(file, split, name)
+            # A colour is a run's in both panels, also where it has nothing to show in one of them.
+            axes.plot(
+                [step for step, _ in points], [value for _, value in points], label=label, color=f"C{number % 10}"
+            )
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_trials(trials: Sequence[tuple[float | None, bool]], picture: Path, metric: str) -> None:
+    """Draw the value of each trial of a search and the best one so far, into a PNG. `trials`: (value, came to its end?)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for finished, label, style in ((True, "finished", "o"), (False, "given up", "x")):
+        points = [(n, value) for n, (value, ended) in enumerate(trials) if value is not None and ended is finished]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    finished = [(n, value) for n, (value, ended) in enumerate(trials) if value is not None and ended]
+    if finished:
+        numbers, values = zip(*finished, strict=True)
+        axes.step(numbers, np.maximum.accumulate(values), where="post", label="best so far", alpha=0.6)
+        axes.legend()
+    axes.set(xlabel="trial", ylabel=f"{metric.replace('_', ' ')} on dev")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
+
+
 def draw_curves(metrics_file: Path, picture: Path, metric: str) -> None:
     """Draw loss and the task's measure over the steps, training and dev, into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
     # Not pyplot: it keeps global state and looks for a display.
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for split, label, style in (("train", "training", {"alpha": 0.6}), ("heldout", "dev", {"marker": "o"})):
-            points = [(r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None]
+            points = logged(metrics_file, split, name)
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **style)
         axes.set(title=name.replace("_", " "), xlabel="step")
@@ -163,7 +220,8 @@ def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> N
         figure.savefig(picture, dpi=120)
 
 
-def _show(measures: Table) -> None:
+def show(measures: Table) -> None:
+    """Print a table."""
     from rich.console import Console
     from rich.table import Table as Grid
 

@@ -31,7 +31,10 @@ from jaxbert.finetune import report
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, read_all
-from jaxbert.finetune.source import Source, find_source
+from jaxbert.finetune.result import FinetuneResult
+from jaxbert.finetune.search import Hopeless, load_suggest, search
+from jaxbert.finetune.seeds import finetune_seeds
+from jaxbert.finetune.source import Source, find_source, start_of
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import OF_A_TASK, TASK, BoundTask, Encoder, Task
@@ -49,47 +52,59 @@ from jaxbert.weights.configuration import CLASS_PREFIX
 from jaxbert.weights.model_card import model_card
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneResult:
-    """Where a run stands when `finetune` returns."""
-
-    workdir: Path
-    model: Path | None
-    """A Hugging Face folder of the best checkpoint; None for a run that is not finished."""
-    step: int
-    """Of the best checkpoint."""
-    dev: Mapping[str, float]
-    """Measures by name."""
-    test: Mapping[str, float]
-    """Empty where there is no data.test."""
-    untrained: Mapping[str, float]
-    """Measures on dev of the same model without its pretraining, where that was asked for."""
-
-
 def finetune(config: FinetuneConfig) -> FinetuneResult:
     """Read the examples, train, evaluate, save and report, or go on with the run that `config.workdir` holds.
 
+    With `config.seeds` above 1 it is a `SeedsResult`.
     Raises `UserError` with a text of one line for what the user can mend.
     """
-    started = time.monotonic()
     initialize(config.mesh, config.distributed)
     validate(config, jax.device_count())
     workdir = Path(config.workdir)
-    task = make_task(config.task)
-    with contextlib.ExitStack() as stack:
+    examples = read_all(make_task(config.task), config.data)
+    for warning in () if config.check_data else examples.warnings:
+        say(f"warning: {warning}")
+    if config.check_data or (config.seeds == 1 and config.search is None):
+        return _finetune_once(config, examples, run_folder.started_from(workdir))
+    suggest = None if config.search is None else load_suggest(config.search)
+    with _folder_of(config, examples):
+        # What the newest run is may change between two of them.
+        before = start_of(config, run_folder.started_from(workdir))
         if jax.process_index() == 0:
-            stack.enter_context(run_folder.locked(workdir))
-        examples = read_all(task, config.data)
-        for warning in () if config.check_data else examples.warnings:
-            say(f"warning: {warning}")
+            run_folder.save_finetuning(config, workdir, examples.fingerprint, before)
+        if suggest is None:
+            return finetune_seeds(config, lambda one: _finetune_once(one, examples, before))
+
+        def train(one: FinetuneConfig, hopeless: Hopeless) -> FinetuneResult:
+            same = (one.task, one.data) == (config.task, config.data)
+            return _finetune_once(one, examples if same else read_all(make_task(one.task), one.data), before, hopeless)
+
+        return search(config, suggest, train)
+
+
+@contextlib.contextmanager
+def _folder_of(config: FinetuneConfig, examples: Examples) -> Iterator[None]:
+    """The folder of a run, which is this run's own as long as it is entered."""
+    workdir = Path(config.workdir)
+    with run_folder.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         run_folder.check_same_finetuning(config, examples.fingerprint, workdir)
-        before = run_folder.started_from(workdir)
+        yield
+
+
+def _finetune_once(
+    config: FinetuneConfig, examples: Examples, before: str | None, hopeless: Hopeless | None = None
+) -> FinetuneResult:
+    """One run in its folder, which ends without a model where it is `hopeless`. `before`: as in `find_source`."""
+    started = time.monotonic()
+    workdir = Path(config.workdir)
+    task = make_task(config.task)
+    with _folder_of(config, examples):
         source = _on_process_0_first(lambda: find_source(config, map(task.text, examples.train), workdir, before))
         if config.check_data:
             encoder = _encoder(config, source)
             bound = task.bind(examples.labels, examples.train, encoder)
             say("\n".join(describe(task, bound, examples, encoder)))
-            return FinetuneResult(workdir, None, 0, {}, {}, {})
+            return FinetuneResult(workdir, None, 0, {}, {}, {}, bound.metric)
         if jax.process_index() == 0:
             run_folder.save_finetuning(config, workdir, examples.fingerprint, source.name)
         untrained: Mapping[str, float] = {}
@@ -98,14 +113,16 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             alone = dataclasses.replace(config, workdir=str(workdir / "untrained"), name=f"{config.name}, untrained")
             outcome = _Run(alone, task, examples, dataclasses.replace(source, params=None)).train()
             if outcome.result.interrupted:
-                return FinetuneResult(workdir, None, outcome.result.step, {}, {}, {})
+                return FinetuneResult(workdir, None, outcome.result.step, {}, {}, {}, "")
             untrained = outcome.best
         say(f"starting from {source.name}:")
         run = _Run(config, task, examples, source)
-        outcome = run.train()
-        if outcome.result.interrupted:
-            say(f"stopped at step {outcome.result.step:,}; the same command goes on from there")
-            return FinetuneResult(workdir, None, outcome.result.step, outcome.result.evaluation or {}, {}, untrained)
+        outcome = run.train(hopeless)
+        if outcome.result.interrupted or outcome.given_up:
+            if not outcome.given_up:
+                say(f"stopped at step {outcome.result.step:,}; the same command goes on from there")
+            dev = outcome.result.evaluation or {}
+            return FinetuneResult(workdir, None, outcome.result.step, dev, {}, untrained, run.bound.metric)
         return run.finish(outcome, untrained, started)
 
 
@@ -117,6 +134,8 @@ class _Outcome:
     step: int
     best: Mapping[str, float]
     """Its measures on dev."""
+    given_up: bool = False
+    """It ended before its time because it was hopeless."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +162,7 @@ class _Run:
             self.train_split.features, config.train.batch_size, self.layout, config.seed, self.bound.together
         )
         steps = _steps(config, self.batches.num_batches)
+        self._num_steps = steps.num_steps
         self.config = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
@@ -150,8 +170,9 @@ class _Run:
         self.session = Session(self.config, steps, Frozen(self.bound, config.optimizer) if frozen else self.bound)
         self._outputs = make_outputs_step(self.bound.outputs, self.session.shardings, self.session.mesh)
 
-    def train(self) -> _Outcome:
-        """Restore or create the state, and train it to the end or to a signal."""
+    def train(self, hopeless: Hopeless | None = None) -> _Outcome:
+        """Restore or create the state, and train it to the end, to a signal, or until it is hopeless."""
+        given_up = False
         with Checkpoints(self.config.workdir, self.config.checkpoint, highest=self.bound.metric) as checkpoints:
             state = self.session.start(checkpoints, self._start())
             self._check_measure(state)
@@ -161,15 +182,27 @@ class _Run:
                 return None if found is None else found[0]
 
             def enough(step: int) -> bool:
-                patience = self.config.train.patience
+                nonlocal given_up
+                every, patience = self.config.checkpoint.every, self.config.train.patience
+                if hopeless is not None and step < self._num_steps:
+                    checkpoints.wait()
+                    record = checkpoints.record(step)
+                    value = (
+                        None if record is None or record.evaluation is None else record.evaluation[self.bound.metric]
+                    )
+                    given_up = hopeless(step // every, math.nan if value is None else value)
+                    if given_up:
+                        return True
                 if patience is None:
                     return False
                 checkpoints.wait()
                 best = checkpoints.best_step()
-                return best is not None and step - best >= patience * self.config.checkpoint.every
+                return best is not None and step - best >= patience * every
 
             headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
             result = self.session.fit(state, self._batches, evaluate, checkpoints, enough=enough, headline=headline)
+            if given_up:
+                return _Outcome(result, result.state, result.step, result.evaluation or {}, given_up=True)
             step = checkpoints.best_step()
             if result.interrupted or step is None or step == result.step:
                 return _Outcome(result, result.state, result.step, result.evaluation or {})
@@ -247,7 +280,8 @@ class _Run:
         say(
             f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s"
         )
-        return FinetuneResult(workdir, model, outcome.step, dev[0], test[0] if test else {}, untrained)
+        measures = dev[0], test[0] if test else {}, untrained
+        return FinetuneResult(workdir, model, outcome.step, *measures, self.bound.metric)
 
     def _facts(self, outcome: _Outcome, seconds: float) -> dict[str, str]:
         sizes = {"train": self.train_split, "dev": self.dev, "test": self.test}

@@ -52,10 +52,15 @@ def find_source(config: FinetuneConfig, texts: Iterable[str], workdir: Path, bef
     `before`: what the run in the folder started from, which it goes on from whatever run has come since.
     Raises WeightsError for a model that cannot be loaded, or has no tokenizer.
     """
+    name = start_of(config, before)
+    return _new(texts, workdir) if config.model is None and name == NEW else _loaded(name)
+
+
+def start_of(config: FinetuneConfig, before: str | None = None) -> str:
+    """What a run starts from, as `find_source` says: a path or a name, or NEW."""
     if config.model is not None:
-        return _loaded(config.model)
-    path = newest_run() if before is None else before
-    return _new(texts, workdir) if path is None or path == NEW else _loaded(path)
+        return config.model
+    return str(newest_run() or NEW) if before is None else before
 
 
 def newest_run() -> Path | None:
@@ -69,13 +74,13 @@ def newest_run() -> Path | None:
     return max(found)[1] if found else None
 
 
-def _loaded(path: str | Path) -> Source:
+def _loaded(path: str) -> Source:
     loaded = load(path)
     if loaded.tokenizer is None:
         raise WeightsError(f"{path}: came without a tokenizer: put its files beside the weights")
     params = {name: loaded.params[name] for name in ("encoder", "pooler") if name in loaded.params}
     return Source(
-        str(path),
+        path,
         loaded.config,
         loaded.family,
         open_tokenizer(loaded.tokenizer),

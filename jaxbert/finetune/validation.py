@@ -43,6 +43,8 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
         "data.max_train_examples": c.data.max_train_examples,
         "optimizer.peak_learning_rate": o.peak_learning_rate,
         "optimizer.epsilon": o.epsilon,
+        "seeds": c.seeds,
+        "trials": c.trials,
         "train.epochs": t.epochs,
         "train.batch_size": t.batch_size,
         "train.accumulation_steps": t.accumulation_steps,
@@ -72,6 +74,10 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
     )
     if not 0 <= c.seed < 2**32:
         yield f"seed is {c.seed}: it must be from 0 to below 2**32"
+    elif c.seed + c.seeds > 2**32:
+        yield f"seed ({c.seed}) and seeds ({c.seeds}): the last seed must be below 2**32"
+    if c.search is not None and c.seeds > 1:
+        yield f"seeds is {c.seeds} and search {c.search!r}: each trial has one seed; train the best configuration with more"
     if not c.workdir:
         yield "workdir is empty: name a folder"
     if not c.data.train:

@@ -50,6 +50,7 @@ WRONG = [
     ("data.max_train_examples", 0, "data.max_train_examples is 0"),
     ("dropout", -0.1, "dropout is -0.1"),
     ("seed", -1, "seed is -1"),
+    ("seeds", 0, "seeds is 0: it must be a number above 0"),
     ("workdir", "", "workdir is empty"),
     ("optimizer.warmup_share", 1.1, "optimizer.warmup_share is 1.1"),
     ("optimizer.layer_decay", float("nan"), "optimizer.layer_decay is nan"),
@@ -187,6 +188,22 @@ def test_a_folder_of_another_task_or_of_pretraining_is_refused(tmp_path: pathlib
     run_folder.save(Config(), tmp_path / "pretraining", "rows")
     with pytest.raises(ConfigError, match="holds a run with other settings"):
         run_folder.check_same_finetuning(BASE, "examples", tmp_path / "pretraining")
+
+
+def test_several_seeds_are_another_folder_and_how_many_may_change(tmp_path: pathlib.Path):
+    run_folder.save_finetuning(BASE, tmp_path / "one", "examples", "a model")
+    with pytest.raises(ConfigError, match="holds a run of one seed"):
+        run_folder.check_same_finetuning(change("seeds", 2), "examples", tmp_path / "one")
+    run_folder.save_finetuning(change("seeds", 3), tmp_path / "several", "examples", "a model")
+    run_folder.check_same_finetuning(change("seeds", 5), "examples", tmp_path / "several")
+    with pytest.raises(ConfigError, match="holds runs of several seeds"):
+        run_folder.check_same_finetuning(BASE, "examples", tmp_path / "several")
+
+
+def test_the_last_seed_is_a_seed():
+    validate(dataclasses.replace(BASE, seed=2**32 - 2, seeds=2), 8)
+    with pytest.raises(ConfigError, match="the last seed must be below"):
+        validate(dataclasses.replace(BASE, seed=2**32 - 2, seeds=3), 8)
 
 
 def test_free_fields_exist():

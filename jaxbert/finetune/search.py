@@ -1,0 +1,312 @@
+"""A search for the settings that do best on dev, with Optuna: each trial is a run of its own, and the study outlives the process.
+
+    WORKDIR/search.db                 Optuna's study
+    WORKDIR/trial-0007/               a whole run; checkpoints and model stay with the best one alone
+    WORKDIR/best.json                 its configuration: finetune.py --config WORKDIR/best.json
+    WORKDIR/report.md, report.json    all trials
+    WORKDIR/trials.png                what each reached
+
+The draws of a trial depend on (seed, number of the trial) and on the trials before it, so that a search that was killed
+goes on as if it had not been.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxbert import command_line
+from jaxbert.config import ConfigError
+from jaxbert.finetune import report
+from jaxbert.finetune.config import FinetuneConfig
+from jaxbert.finetune.result import FinetuneResult, SearchResult
+from jaxbert.finetune.validation import validate
+from jaxbert.tasks.task import Table
+from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS
+from jaxbert.train.loop import NonFiniteError
+from jaxbert.train.processes import say
+
+if TYPE_CHECKING:
+    import optuna
+
+Suggest = Callable[["optuna.Trial"], Mapping[str, Any]]
+Hopeless = Callable[[int, float], bool]
+"""(number of the evaluation, from 1; the measure that it found) -> whether the run is better given up."""
+Train = Callable[[FinetuneConfig, Hopeless], FinetuneResult]
+
+STUDY = "search.db"
+# What a trial may not set: the search does, or there is but one for all trials.
+_RESERVED = (
+    "workdir name seeds search trials check_data compare_untrained mesh distributed checkpoint tracking data.dev data.dev_share "
+    "data.test task.metric"
+).split()
+
+
+def load_suggest(file: str) -> Suggest:
+    """The function `suggest` of a Python file, which is run. Raises ConfigError where there is none, and without Optuna."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("search needs Optuna, which is not installed: pip install 'jaxbert[search]'") from error
+    if not Path(file).is_file():
+        raise ConfigError(f"search {file}: no such file: name a Python file with suggest(trial)")
+    try:
+        suggest: Suggest | None = getattr(command_line.run_file(Path(file)), "suggest", None)
+    except Exception as error:  # whatever the user's program raises
+        raise ConfigError(f"{file}: {_one_line(error)}") from error
+    if not callable(suggest):
+        raise ConfigError(f"{file}: has no suggest(trial) that returns values of fields")
+    return suggest
+
+
+def search(config: FinetuneConfig, suggest: Suggest, train: Train) -> SearchResult:
+    """Run trials until there are `config.trials` in the study, and report on all of them.
+
+    A trial that the pruner gives up, or whose losses are not finite, is counted; one that was cut short is run again, from its
+    checkpoint. Raises ConfigError, before anything is trained, for a value that its field does not take.
+    """
+    import optuna
+
+    if jax.process_count() > 1:
+        raise ConfigError("search runs in one process: start it without distributed.initialize")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    workdir = Path(config.workdir)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{workdir / STUDY}")
+    try:
+        pruner = optuna.pruners.MedianPruner()
+        study = optuna.create_study(
+            storage=storage, study_name="finetune", direction="maximize", pruner=pruner, load_if_exists=True
+        )
+        _take_up(study)
+        while (number := len(_ended(study))) < config.trials:
+            # A sampler that began with one seed would draw the same again after each start.
+            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+            study.sampler = optuna.samplers.TPESampler(seed=seed)
+            if not _run_trial(config, suggest, train, study, number):
+                return SearchResult(workdir, None, 0, {}, {}, {}, "", None, {})
+            _clear(study, workdir)
+        return _finish(config, study)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def folder_of(workdir: Path, number: int) -> Path:
+    """Where the run of a trial is."""
+    return workdir / f"trial-{number:04d}"
+
+
+def trial_config(config: FinetuneConfig, values: Mapping[str, Any], number: int) -> FinetuneConfig:
+    """The run of a trial. Raises ConfigError for a field that is not there, or does not take its value."""
+    try:
+        for name in values:
+            if any(f"{name}.".startswith(f"{reserved}.") for reserved in _RESERVED):
+                raise ConfigError(f"{name} is not for a trial to set: leave it out")
+        workdir = str(folder_of(Path(config.workdir), number))
+        base = dataclasses.replace(
+            config, name=f"{config.name}, trial {number}", workdir=workdir, search=None, compare_untrained=False
+        )
+        one = command_line.with_fields(base, values)
+        validate(one, jax.device_count())
+    except ConfigError as error:
+        raise ConfigError(f"{config.search}: suggest(trial): {'; '.join(str(error).splitlines())}") from error
+    return one
+
+
+def _run_trial(config: FinetuneConfig, suggest: Suggest, train: Train, study: "optuna.Study", number: int) -> bool:
+    """Run one trial to its end, and tell the study; False where a signal cut it short."""
+    from optuna.trial import TrialState
+
+    trial = study.ask()
+    reported = {int(step): value for step, value in trial.user_attrs.get("reported", {}).items()}
+    for step, value in reported.items():
+        trial.report(value, step)
+    try:
+        values = _suggested(suggest, trial, config)
+        one = trial_config(config, values, number)
+    except ConfigError:
+        study.tell(trial, state=TrialState.FAIL)
+        raise
+    settings = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    say(f"trial {number}, {number + 1} of {config.trials}: {settings}")
+    hopeless = False
+
+    def watch(evaluation: int, value: float) -> bool:
+        nonlocal hopeless
+        # A run that goes on from its checkpoint says again what it said there.
+        if evaluation not in reported and math.isfinite(value):
+            trial.report(value, evaluation)
+            reported[evaluation] = value
+        hopeless = bool(reported) and trial.should_prune()
+        return hopeless
+
+    started = time.monotonic()
+    trial.set_user_attr("values", dict(values))
+    try:
+        result = train(one, watch)
+    except NonFiniteError as error:
+        say(f"trial {number} diverged: {error}")
+        trial.set_user_attr("ended", "diverged")
+        # Unlike one that failed, a trial that is pruned teaches the sampler to draw elsewhere.
+        study.tell(trial, state=TrialState.PRUNED)
+        return True
+    if result.model is None and not hopeless:
+        return False
+    study.set_user_attr("metric", result.metric)
+    value = result.dev.get(result.metric, math.nan)
+    finished = result.model is not None and math.isfinite(value)
+    trial.set_user_attr("ended", "finished" if finished else "pruned" if result.model is None else "diverged")
+    trial.set_user_attr("seconds", round(time.monotonic() - started, 1))
+    trial.set_user_attr("result", {"step": result.step, "dev": dict(result.dev), "test": dict(result.test)})
+    if finished:
+        study.tell(trial, value)
+    else:
+        say(f"trial {number} is given up at step {result.step:,}")
+        study.tell(trial, state=TrialState.PRUNED)
+    return True
+
+
+def _suggested(suggest: Suggest, trial: "optuna.Trial", config: FinetuneConfig) -> Mapping[str, Any]:
+    try:
+        values = suggest(trial)
+    except Exception as error:  # whatever the user's program raises
+        raise ConfigError(f"{config.search}: suggest(trial): {_one_line(error)}") from error
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"{config.search}: suggest(trial) returns {values!r}: it must return a dict of fields")
+    return values
+
+
+def _take_up(study: "optuna.Study") -> None:
+    """Queue again what was running when the process before this one ended, with what it has reported."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        params = {**trial.user_attrs.get("params", {}), **trial.params}
+        reported = {**trial.user_attrs.get("reported", {}), **trial.intermediate_values}
+        # Queued first: a kill between the two must not lose it.
+        if params and not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(params, user_attrs={"params": params, "reported": reported})
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Trials that came to an end; the number of a trial is its place here, since Optuna's also count those that were cut short."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _best(study: "optuna.Study") -> int | None:
+    """The number of the trial with the highest value, of equal ones the first."""
+    values = {number: trial.value for number, trial in enumerate(_ended(study)) if trial.value is not None}
+    values = {number: value for number, value in values.items() if _ended_as(_ended(study)[number]) == "finished"}
+    return max(values, key=lambda number: values[number]) if values else None
+
+
+def _ended_as(trial: "optuna.trial.FrozenTrial") -> str:
+    return trial.user_attrs["ended"]
+
+
+def _clear(study: "optuna.Study", workdir: Path) -> None:
+    """Delete checkpoints and models of all trials but the best; their metrics and reports stay."""
+    best = _best(study)
+    for number in range(len(_ended(study))):
+        for name in (RECORDS, CHECKPOINTS, "model") if number != best else ():
+            shutil.rmtree(folder_of(workdir, number) / name, ignore_errors=True)
+
+
+def _finish(config: FinetuneConfig, study: "optuna.Study") -> SearchResult:
+    """Write the best configuration, the report and the picture."""
+    workdir, ended, best = Path(config.workdir), _ended(study), _best(study)
+    # The process before this one may have been killed before it did.
+    _clear(study, workdir)
+    metric = study.user_attrs.get("metric", "")
+    values = [trial.value if _ended_as(trial) == "finished" else _last(trial) for trial in ended]
+    found = SearchResult(workdir, None, 0, {}, {}, {}, metric, None, {})
+    if best is not None:
+        chosen = ended[best].user_attrs
+        result, model = chosen["result"], folder_of(workdir, best) / "model"
+        found = SearchResult(
+            workdir, model, result["step"], result["dev"], result["test"], {}, metric, best, chosen["values"]
+        )
+        base = dataclasses.replace(config, search=None, workdir=str(workdir / "best"))
+        command_line.save(
+            command_line.with_fields(base, chosen["values"]), workdir / "best.json", trial=best, value=ended[best].value
+        )
+    report.draw_trials(
+        [(value, _ended_as(trial) == "finished") for trial, value in zip(ended, values, strict=True)],
+        workdir / "trials.png",
+        metric,
+    )
+    table = _table(ended, values, metric)
+    _write(config, found, ended, values, table)
+    report.show(Table("", table.columns, table.rows))
+    if best is None:
+        say("no trial came to its end with a measure: narrow what suggest(trial) draws from")
+    else:
+        say(f"best: trial {best}, model for transformers: {found.model}")
+        say(f"train it again: python finetune.py --config {workdir / 'best.json'}")
+    say(f"report: {workdir / 'report.md'}   trials: {workdir / 'trials.png'}")
+    return found
+
+
+def _last(trial: "optuna.trial.FrozenTrial") -> float | None:
+    """What a trial that was given up reported last."""
+    steps = trial.intermediate_values
+    return steps[max(steps)] if steps else None
+
+
+def _table(ended: "list[optuna.trial.FrozenTrial]", values: list[float | None], metric: str) -> Table:
+    fields = list(dict.fromkeys(name for trial in ended for name in trial.user_attrs["values"]))
+    rows = []
+    for number, (trial, value) in enumerate(zip(ended, values, strict=True)):
+        settings = trial.user_attrs["values"]
+        cells = [_short(settings[name]) if name in settings else "" for name in fields]
+        rows.append([f"{number}", "" if value is None else f"{value:.4f}", _ended_as(trial), *cells])
+    return Table("Trials", ["trial", metric.replace("_", " ") or "value", "", *fields], rows)
+
+
+def _write(
+    config: FinetuneConfig,
+    found: SearchResult,
+    ended: "list[optuna.trial.FrozenTrial]",
+    values: list[float | None],
+    table: Table,
+) -> None:
+    workdir = found.workdir
+    counts = [f"{sum(_ended_as(trial) == end for trial in ended)} {end}" for end in ("finished", "pruned", "diverged")]
+    lines = [f"# {config.name}, {len(ended)} trials", "", f"{', '.join(counts)}.", ""]
+    if found.best_trial is not None:
+        folder = folder_of(workdir, found.best_trial).name
+        measure = f"{found.metric.replace('_', ' ')} on dev {found.dev[found.metric]:.4f}"
+        lines += [f"Best: trial {found.best_trial}, {measure}, in `{folder}`; its configuration is `best.json`.", ""]
+    lines += ["![trials](trials.png)", "", *report.markdown(table), ""]
+    (workdir / "report.md").write_text("\n".join(lines), encoding="utf8")
+    trials = [
+        {
+            "trial": number,
+            "ended": _ended_as(trial),
+            "value": value,
+            "values": trial.user_attrs["values"],
+            "evaluations": {str(step): reported for step, reported in trial.intermediate_values.items()},
+            "seconds": trial.user_attrs.get("seconds"),
+        }
+        for number, (trial, value) in enumerate(zip(ended, values, strict=True))
+    ]
+    content = {"name": config.name, "metric": found.metric, "best_trial": found.best_trial, "trials": trials}
+    (workdir / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
