@@ -18,7 +18,7 @@ from jaxbert.finetune.search import Hopeless, load_suggest, search, trial_config
 from jaxbert.finetune.validation import validate
 from jaxbert.train.loop import NonFiniteError
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 SUGGEST = """
 def suggest(trial):
@@ -47,6 +47,7 @@ class Runs:
         nothing = FinetuneResult(workdir, None, 5, {}, {}, {}, "accuracy")
         end = self.ends.get(number)
         if end is not None:
+            hopeless(1, 0.99)
             if isinstance(end, BaseException):
                 raise end
             return nothing
@@ -81,7 +82,7 @@ def test_the_best_is_kept_and_written_out(tmp_path: pathlib.Path, capsys: pytest
     runs, config = Runs(nearness), settings(tmp_path, 12)
     found = searched(config, runs)
     assert len(runs.seen) == 12
-    assert len(set(drawn(runs))) == 12
+    assert len({rate for _, rate, _ in drawn(runs)}) == 12
     workdir, content = tmp_path / "run", json.loads((tmp_path / "run" / "report.json").read_text())
     values = [trial["value"] for trial in content["trials"] if trial["ended"] == "finished"]
     assert found.dev["accuracy"] == max(values) == content["trials"][found.best_trial]["value"]
@@ -152,6 +153,18 @@ def test_a_search_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path: pat
     assert drawn(first)[2] == drawn(second)[0] == drawn(third)[0]
     assert drawn(first)[:2] + drawn(third) == drawn(whole)
     assert (found.best_trial, found.values) == (expected.best_trial, expected.values)
+
+
+def test_a_trial_that_was_begun_keeps_its_values(tmp_path: pathlib.Path):
+    """Also where the file draws others by now; and no run is left in the study that runs for ever."""
+    first, second = Runs(nearness, {1: Killed()}), Runs(nearness)
+    with pytest.raises(Killed):
+        searched(settings(tmp_path, 3), first)
+    searched(settings(tmp_path, 3, SUGGEST.replace("1e-3", "1e-2")), second)
+    assert drawn(second)[0] == drawn(first)[1]
+    study = optuna.load_study(study_name="finetune", storage=f"sqlite:///{tmp_path / 'run' / 'search.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_what_diverges_is_counted_and_is_not_the_best(tmp_path: pathlib.Path):
