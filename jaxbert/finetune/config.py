@@ -206,6 +206,26 @@ class FinetuneTrainConfig:
     """Blocks that start anew, from the highest one down (Zhang et al. 2021)."""
 
 
+LoraTarget = Literal["query", "key", "value", "attention_output", "intermediate", "feed_forward_output"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): the encoder stays, and small matrices beside its kernels are trained.
+
+    The task's head is trained as ever, and the pooler where the model had none. Learning rates of 1e-4 to 1e-3 are usual.
+    """
+
+    rank: int | None = None
+    """Columns of A and rows of B in W + alpha / rank A B. None: no adapters, all parameters are trained."""
+    alpha: float = 16.0
+    """See rank."""
+    targets: tuple[LoraTarget, ...] = ("query", "value")
+    """The kernels of every block that have an adapter."""
+    export: Literal["merged", "separate"] = "merged"
+    """The run's model/: the whole model, the adapters added to its kernels; or adapters and head alone, in the format of peft."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     """A fine-tuning run."""
@@ -238,6 +258,8 @@ class FinetuneConfig:
         peak_learning_rate=5e-5, warmup_share=0.1, epsilon=1e-8, weight_decay=0.01
     )
     """The optimizer and its schedule."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters in place of training the encoder."""
     train: FinetuneTrainConfig = FinetuneTrainConfig()
     """Epochs and batch."""
     mesh: MeshConfig = MeshConfig()

@@ -27,7 +27,7 @@ from jaxbert.data.examples import (
     layout_of,
     part,
 )
-from jaxbert.finetune import report
+from jaxbert.finetune import lora, report
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, read_all
@@ -47,7 +47,6 @@ from jaxbert.train.session import Session
 from jaxbert.train.sharding import process_slice
 from jaxbert.train.state import TrainState
 from jaxbert.train.step import make_outputs_step
-from jaxbert.weights import huggingface
 from jaxbert.weights.configuration import CLASS_PREFIX
 from jaxbert.weights.model_card import model_card
 
@@ -167,8 +166,11 @@ class _Run:
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
         frozen = config.optimizer.freeze_embeddings or config.optimizer.freeze_layers > 0
-        self.session = Session(self.config, steps, Frozen(self.bound, config.optimizer) if frozen else self.bound)
-        self._outputs = make_outputs_step(self.bound.outputs, self.session.shardings, self.session.mesh)
+        self.adapted = lora.adapted(config, self.bound, source)
+        task_of_step = self.adapted or (Frozen(self.bound, config.optimizer) if frozen else self.bound)
+        self.session = Session(self.config, steps, task_of_step, self.adapted and self.adapted.trained)
+        outputs = self.adapted.outputs if self.adapted else self.bound.outputs
+        self._outputs = make_outputs_step(outputs, self.session.shardings, self.session.mesh)
 
     def train(self, hopeless: Hopeless | None = None) -> _Outcome:
         """Restore or create the state, and train it to the end, to a signal, or until it is hopeless."""
@@ -294,8 +296,16 @@ class _Run:
             "batch": f"{self.config.train.batch_size} sequences in rows of {self.layout.row_length} tokens",
             "peak learning rate": f"{self.config.optimizer.peak_learning_rate:g}",
             "seed": f"{self.config.seed}",
+            **({"low-rank adapters": self._adapters()} if self.adapted else {}),
             "time of this start": f"{seconds:.0f} s",
         }
+
+    def _adapters(self) -> str:
+        settings = self.config.lora
+        return (
+            f"rank {settings.rank}, alpha {settings.alpha:g}, on {', '.join(settings.targets)}; "
+            f"{self.session.num_trained:,} parameters trained"
+        )
 
     def _export(self, outcome: _Outcome, metrics: Mapping[str, float], folder: Path) -> Path:
         params = multihost_utils.process_allgather(outcome.state.params, tiled=True)
@@ -315,24 +325,23 @@ class _Run:
                 "peak learning rate": self.config.optimizer.peak_learning_rate,
                 "epochs": self.config.train.epochs,
                 "seed": self.config.seed,
+                **({"low-rank adapters": self._adapters()} if self.adapted else {}),
             },
             metrics={f"dev {name}": value for name, value in metrics.items() if math.isfinite(value)},
+            adapter=self.config.lora.export == "separate",
         )
         extra = {key: value for key, value in self.source.extra.items() if key not in OF_A_TASK}
-        return huggingface.save(
-            folder,
-            self.model_config,
-            params,
-            self.source.tokenizer_folder,
-            architecture=architecture,
-            card=card,
-            extra=extra | self.bound.configuration() | {TASK: dataclasses.asdict(self.config.task)},
-            carried=self.source.carried,
-            labels=len(self.bound.labels),
-            unused_positions=self.source.unused_positions,
-            embedder=self.bound.embedder,
-            overwrite=True,
-        )
+        keep = {
+            "config": self.model_config,
+            "tokenizer": self.source.tokenizer_folder,
+            "architecture": architecture,
+            "card": card,
+            "extra": extra | self.bound.configuration() | {TASK: dataclasses.asdict(self.config.task)},
+            "labels": len(self.bound.labels),
+            "unused_positions": self.source.unused_positions,
+            "overwrite": True,
+        }
+        return lora.save(folder, self.config, self.adapted, self.source, params, keep, self.bound.embedder)
 
 
 def _encoder(config: FinetuneConfig, source: Source) -> Encoder:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 from jaxbert.config import ConfigError
 from jaxbert.finetune.config import (
     ChoiceConfig,
     ClassificationConfig,
     FinetuneConfig,
+    LoraTarget,
     SimilarityConfig,
     SpanConfig,
     TaggingConfig,
@@ -19,7 +21,7 @@ def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
 
     `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
     """
-    problems = [*_ranges(config), *_task(config)]
+    problems = [*_ranges(config), *_task(config), *_lora(config)]
     if num_devices is not None:
         problems += _mesh(config, num_devices)
     if problems:
@@ -131,6 +133,38 @@ def _task(c: FinetuneConfig) -> Iterator[str]:
                 f"task.stride ({task.stride}) and task.max_question_length ({task.max_question_length}) leave no room in "
                 f"data.max_length ({c.data.max_length}): raise it, or lower them"
             )
+
+
+def _lora(c: FinetuneConfig) -> Iterator[str]:
+    lora, known = c.lora, get_args(LoraTarget)
+    if lora.rank is None:
+        if lora.export != "merged":
+            yield f'lora.export is "{lora.export}" and there are no adapters: set lora.rank'
+        return
+    if lora.export == "separate" and isinstance(c.task, SimilarityConfig):
+        yield 'lora.export is "separate" and the task is similarity, whose folder also says how texts are pooled: use "merged"'
+    if lora.rank < 1:
+        yield f"lora.rank is {lora.rank}: it must be at least 1"
+    if not 0 < lora.alpha < math.inf:
+        yield f"lora.alpha is {lora.alpha}: it must be a number above 0"
+    if not lora.targets or len(set(lora.targets)) != len(lora.targets):
+        yield f"lora.targets {'names a projection twice' if lora.targets else 'is empty'}: choose of {', '.join(known)}"
+    unknown = [target for target in lora.targets if target not in known]
+    if unknown:
+        yield f"lora.targets has {unknown[0]!r}: choose of {', '.join(known)}"
+    # All of them say what becomes of the encoder's own parameters, which stay.
+    others = {
+        "optimizer.freeze_layers": c.optimizer.freeze_layers > 0,
+        "optimizer.freeze_embeddings": c.optimizer.freeze_embeddings,
+        "optimizer.layer_decay": c.optimizer.layer_decay != 1,
+        "train.reinit_layers": c.train.reinit_layers > 0,
+        "compare_untrained": c.compare_untrained,
+    }
+    yield from (
+        f"{name} does not go with lora.rank, under which the encoder stays as it is: leave out one of them"
+        for name, given in others.items()
+        if given
+    )
 
 
 def _mesh(c: FinetuneConfig, num_devices: int) -> Iterator[str]:

@@ -5,6 +5,7 @@ correction; ours has it, as Optax, torch and Loshchilov & Hutter 2019 do. Google
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +22,12 @@ DECAY_RULES: tuple[tuple[str, bool], ...] = (
     (r"(^|/)scale$", False),
     (r"(^|/)kernel$", True),
     (r"(^|/)embedding$", True),
+    (r"^lora/.*/[ab]$", True),
 )
 """(regular expression searched for in the '/'-joined parameter path, decayed?); the first that matches decides.
 
-As in bert/optimization.py, which excludes "LayerNorm", "layer_norm" and "bias": kernels and embeddings decay.
+As in bert/optimization.py, which excludes "LayerNorm", "layer_norm" and "bias": kernels and embeddings decay,
+and low-rank adapters, which are parts of kernels, too.
 """
 
 
@@ -99,6 +102,24 @@ def make_optimizer(config: OptimizerConfig, num_steps: int, params: Any) -> opta
     if config.layer_decay != 1 or config.freeze_embeddings or config.freeze_layers:
         parts.append(scale_by_depth(config, params))
     return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, num_steps)))
+
+
+def of_groups(optimizer: optax.GradientTransformation, groups: Sequence[str]) -> optax.GradientTransformationExtraArgs:
+    """`optimizer` for some of the groups of the parameters: it has no moments for the others.
+
+    It takes all parameters, and the gradients of these groups alone.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return inner.update(updates, state, None if params is None else part(params, groups), **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(part(params, groups)), update_fn)
+
+
+def part(params: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """Some groups ("encoder", "pooler") of the parameters."""
+    return {name: params[name] for name in groups}
 
 
 def scale_by_depth(config: OptimizerConfig, params: Any) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxbert.config import CheckpointConfig, MeshConfig, OptimizerConfig, TrackingConfig, TrainConfig, UserError
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.loop import Evaluate, FitResult, fit
-from jaxbert.train.optimizer import make_optimizer, make_schedule
+from jaxbert.train.optimizer import make_optimizer, make_schedule, of_groups, part
 from jaxbert.train.processes import describe_devices, say
 from jaxbert.train.sharding import make_mesh, put_batch
 from jaxbert.train.state import Task, TrainState, abstract_state, create_state, with_params
@@ -41,17 +41,22 @@ class Settings(Protocol):
 class Session:
     """A task with its mesh and its optimizer.
 
-    settings: a dataclass, `Config` or `FinetuneConfig`. train: the steps, as the loop wants them.
+    settings: a dataclass, `Config` or `FinetuneConfig`. train: the steps, as the loop wants them. trained: groups of the parameters
+    that are trained, where it is not all of them; the others have neither gradients nor moments.
     """
 
-    def __init__(self, settings: Settings, train: TrainConfig, task: Task):
+    def __init__(self, settings: Settings, train: TrainConfig, task: Task, trained: Sequence[str] | None = None):
         self.settings: Settings = settings
         self.task: Task = task
         self.mesh: Mesh = make_mesh(settings.mesh)
         self._train = train
         shapes = jax.eval_shape(task.init, jax.random.key(0))
+        self._trained = trained
+        moved = shapes if trained is None else part(shapes, trained)
         self.num_parameters: int = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-        self._optimizer = make_optimizer(settings.optimizer, train.num_steps, shapes)
+        self.num_trained: int = sum(leaf.size for leaf in jax.tree.leaves(moved))
+        optimizer = make_optimizer(settings.optimizer, train.num_steps, moved)
+        self._optimizer = optimizer if trained is None else of_groups(optimizer, trained)
         self.abstract: TrainState = abstract_state(task, self._optimizer, self.mesh)
         """What a checkpoint is restored into."""
         self.shardings: TrainState = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
@@ -74,7 +79,8 @@ class Session:
                 f"({self._train.num_steps:,}): raise it, or choose another --workdir"
             )
         going_on = "" if fresh else f"; going on from step {step:,}"
-        say(f"{self.num_parameters:,} parameters on {describe_devices()}{going_on}")
+        trained = "" if self._trained is None else f", {self.num_trained:,} of them trained,"
+        say(f"{self.num_parameters:,} parameters{trained} on {describe_devices()}{going_on}")
         return state
 
     def fit(
@@ -99,6 +105,7 @@ class Session:
             self.mesh,
             seed=settings.seed,
             accumulation_steps=train.accumulation_steps,
+            trained=self._trained,
         )
         assert dataclasses.is_dataclass(settings)
         tracker = make_trackers(

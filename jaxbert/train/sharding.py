@@ -30,6 +30,8 @@ RULES: Rules = (
     ("kv", None),
     ("layers", None),
     ("position", None),
+    # Of low-rank adapters.
+    ("rank", None),
     # Hidden states are split by rows alone: fsdp already splits their rows.
     ("activation_embed", None),
     ("length", None),

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions of (state, batch), jitted once with explicit shardings."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxbert.model.layout import axis_rules, constrain
 from jaxbert.train.losses import Sums, inverse_weight
+from jaxbert.train.optimizer import part
 from jaxbert.train.sharding import RULES, batch_sharding
 from jaxbert.train.state import Batch, Task, TrainState
 
@@ -28,6 +29,7 @@ def train_step(
     schedule: optax.Schedule,
     seed: int,
     accumulation_steps: int,
+    trained: Sequence[str] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The state after one optimizer step on the global batch, and its metrics.
 
@@ -35,6 +37,7 @@ def train_step(
     `accumulation_steps` changes memory and time and nothing else. It must divide the rows.
     A step whose loss or gradient norm is not finite leaves parameters and optimizer as they are, counts itself, and reports
     0 for the task's sums and weights. `learning_rate` is the rate of this update; skipped steps do not advance it.
+    `trained`: groups of the parameters that have gradients; the others stay as they are, and `optimizer` is one `of_groups`.
     """
     with jax.named_scope("weights"):
         totals = task.weights(batch)
@@ -44,21 +47,26 @@ def train_step(
             if coefficient
         }
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    loss, sums, grads = _accumulate(task, state.params, batch, coefficients, key, accumulation_steps)
+    before = state.params if trained is None else part(state.params, trained)
+
+    def forward(params: Any, batch: Batch, key: jax.Array) -> dict[str, Sums]:
+        return task.forward(params if trained is None else {**state.params, **params}, batch, key)
+
+    loss, sums, grads = _accumulate(forward, before, batch, coefficients, key, accumulation_steps)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     def apply() -> tuple[Any, Any]:
         takes_norm = optax.with_extra_args_support(optimizer)
         updates, opt_state = takes_norm.update(grads, state.opt_state, state.params, grad_norm=grad_norm)
-        return optax.apply_updates(state.params, updates), opt_state
+        return optax.apply_updates(before, updates), opt_state
 
     with jax.named_scope("optimizer"):
-        params, opt_state = jax.lax.cond(finite, apply, lambda: (state.params, state.opt_state))
+        params, opt_state = jax.lax.cond(finite, apply, lambda: (before, state.opt_state))
     skipped = 1 - finite.astype(jnp.int32)
     new_state = TrainState(
         step=state.step + 1,
-        params=params,
+        params=params if trained is None else {**state.params, **params},
         opt_state=opt_state,
         nonfinite_steps=state.nonfinite_steps + skipped,
         nonfinite_in_a_row=(state.nonfinite_in_a_row + skipped) * skipped,
@@ -74,13 +82,18 @@ def train_step(
 
 
 def _accumulate(
-    task: Task, params: Any, batch: Batch, coefficients: Mapping[str, Array], key: jax.Array, accumulation_steps: int
+    forward: Callable[[Any, Batch, jax.Array], dict[str, Sums]],
+    params: Any,
+    batch: Batch,
+    coefficients: Mapping[str, Array],
+    key: jax.Array,
+    accumulation_steps: int,
 ) -> tuple[Float[Array, ""], dict[str, Sums], Any]:
     """Loss, metric sums and gradients of the batch, computed in `accumulation_steps` microbatches."""
 
     def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[Array, dict[str, Sums]]:
         with jax.named_scope("forward"):
-            sums = task.forward(params, batch, key)
+            sums = forward(params, batch, key)
         terms = [coefficient * sums[name][0] for name, coefficient in coefficients.items()]
         return jnp.sum(jnp.stack(terms)), sums
 
@@ -132,13 +145,20 @@ def make_train_step(
     *,
     seed: int,
     accumulation_steps: int = 1,
+    trained: Sequence[str] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` for one mesh, jitted: the state is donated (the one handed in is used up), metrics are replicated.
 
-    `shardings`: as from `create_state`. `schedule` is the one inside `optimizer`. It compiles once for each batch shape.
+    `shardings`: as from `create_state`. `schedule` is the one inside `optimizer`. `trained`: as in `train_step`. It compiles once for each batch shape.
     """
     step = functools.partial(
-        train_step, task=task, optimizer=optimizer, schedule=schedule, seed=seed, accumulation_steps=accumulation_steps
+        train_step,
+        task=task,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=seed,
+        accumulation_steps=accumulation_steps,
+        trained=trained,
     )
     return jax.jit(
         _laid_out(step, mesh),

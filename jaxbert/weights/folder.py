@@ -17,15 +17,16 @@ from jaxbert.weights.names import WeightsError
 
 CONFIG, WEIGHTS, INDEX, FLAX = "config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
 GOOGLE_CONFIG = "bert_config.json"
+ADAPTER_CONFIG, ADAPTER, MERGED_CONFIG = "adapter_config.json", "adapter_model.safetensors", "merged_config.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pt", "model.pt", "model.bin")
 # What exports consist of, ours and those of transformers and sentence-transformers.
 _EXPORTED = re.compile(
-    r"(config|generation_config|bert_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
+    r"(config|generation_config|bert_config|adapter_config|merged_config|modules|sentence_bert_config|config_sentence_transformers|tokenizer|tokenizer_config|"
     r"special_tokens_map|added_tokens|vocab|train_script)\.json|vocab\.txt|merges\.txt|sentencepiece\.bpe\.model|"
-    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|flax_model\.msgpack|bert_model\.ckpt\..*|checkpoint|"
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|flax_model\.msgpack|bert_model\.ckpt\..*|checkpoint|"
     r"README\.md|\.gitattributes|0_Transformer|1_Pooling|2_Normalize"
 )
-Kind = Literal["huggingface", "flax", "tensorflow", "run"]
+Kind = Literal["huggingface", "flax", "tensorflow", "run", "adapter"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ def find(path: pathlib.Path) -> Found:
         return Found("tensorflow", path, path.parent)
     if path.suffix == ".index":
         return Found("tensorflow", path.with_suffix(""), path.parent)
+    if path.name == ADAPTER:
+        return Found("adapter", path, path.parent)
     if path.suffix == ".safetensors" or path.name == INDEX:
         return Found("huggingface", path, path.parent)
     if path.suffix == ".msgpack":
@@ -136,7 +139,7 @@ def _in_folder(folder: pathlib.Path) -> list[Found]:
         found.append(Found("huggingface", folder / INDEX, folder))
         shards = shard_names(folder / INDEX, folder)
     others = sorted(path for path in folder.glob("*.safetensors") if path.name not in shards)
-    found += [Found("huggingface", path, folder) for path in others]
+    found += [Found("adapter" if path.name == ADAPTER else "huggingface", path, folder) for path in others]
     if (folder / FLAX).exists():
         found.append(Found("flax", folder / FLAX, folder))
     checkpoints = sorted(folder.glob("*.index"))

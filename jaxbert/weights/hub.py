@@ -3,14 +3,26 @@
 import pathlib
 
 from jaxbert.weights.embedder import LENGTH, MODULES, SETTINGS, transformer_folder
-from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, INDEX, PICKLES, WEIGHTS, pickle_refused
+from jaxbert.weights.folder import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
+    FLAX,
+    GOOGLE_CONFIG,
+    INDEX,
+    MERGED_CONFIG,
+    PICKLES,
+    WEIGHTS,
+    pickle_refused,
+)
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.tokenizer import TOKENIZER_FILES
 
 # The weights of one kind: a repository often holds the same ones several times.
 _MODEL = (CONFIG, GOOGLE_CONFIG, WEIGHTS, INDEX, "model-?????-of-?????.safetensors", LENGTH, *TOKENIZER_FILES)
 # Those of old sentence-transformers are in a folder of their own.
-_FIRST = (*_MODEL, MODULES, SETTINGS, f"?_Pooling/{CONFIG}", *(f"0_Transformer/{name}" for name in _MODEL))
+_ADAPTER = (ADAPTER, ADAPTER_CONFIG, MERGED_CONFIG)
+_FIRST = (*_MODEL, *_ADAPTER, MODULES, SETTINGS, f"?_Pooling/{CONFIG}", *(f"0_Transformer/{name}" for name in _MODEL))
 
 _OTHERS = (FLAX, "*.ckpt.index", "*.ckpt.data-*")
 
@@ -39,6 +51,6 @@ def download(name: str) -> pathlib.Path:
         ) from None
     if pickles and not any(path.name == FLAX or path.suffix == ".index" for path in folder.iterdir()):
         raise WeightsError(pickle_refused(f"{name}/{pickles[0]}"))
-    if not any((transformer_folder(folder) / config).is_file() for config in (CONFIG, GOOGLE_CONFIG)):
+    if not any((transformer_folder(folder) / config).is_file() for config in (CONFIG, GOOGLE_CONFIG, ADAPTER_CONFIG)):
         raise WeightsError(f"{name}: has no {CONFIG} on the hub: name a model that jaxbert can load")
     return folder

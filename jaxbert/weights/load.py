@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
+from jaxbert.weights.adapter import onto_base, read_adapter
 from jaxbert.weights.assemble import Assembled, DType, Layout, Params, Request
 from jaxbert.weights.configuration import HfConfiguration
 from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
@@ -102,11 +103,13 @@ def load(
     allow_unexpected: Sequence[str] = (),
     scan_layers: bool | None = None,
     seed: int = 0,
+    base: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Weights from a folder, a file, or the Hugging Face hub.
 
     Takes a Hugging Face folder (model.safetensors or its shards), Google's TensorFlow checkpoint (its folder or prefix), a
-    folder with a flax_model.msgpack of transformers 4, and the folder of a jaxbert run; which one it is, its contents say.
+    folder with a flax_model.msgpack of transformers 4, the folder of a jaxbert run, and low-rank adapters in peft's format, which are
+    added to their base; which one it is, its contents say.
 
     Args:
       heads: what is wanted beside the encoder, of "pooler", "mlm", "nsp", "sequence", "token", "span", "choice",
@@ -115,6 +118,7 @@ def load(
       allow_missing, allow_unexpected: patterns (fnmatch) of torch names that may be missing (they are made new), or left.
       scan_layers: parameters of the layers stacked, for ModelConfig.scan_layers. None: as a run has them, else not.
       seed: of what is made new.
+      base: the model that adapters are for, in any of these forms. None: the one that they name.
 
     Raises WeightsError, in one line that names the file and the way out, for everything that does not fit.
     """
@@ -125,9 +129,11 @@ def load(
         None if heads is None else tuple(heads), tuple(fresh), tuple(allow_missing), tuple(allow_unexpected), seed
     )
     place = _local(path_or_name)
-    found = find(transformer_folder(place))
-    if found.kind == "run" and is_finetuned(found.folder):
-        found = find(found.folder / EXPORTED)
+    found = _found(place)
+    if found.kind == "adapter":
+        return _load_adapter(found, request, bool(scan_layers), base)
+    if base is not None:
+        raise WeightsError(f"{place}: is no adapter, and needs no base: leave out base=")
     if found.kind == "run":
         return _load_run(found.folder, request, scan_layers)
     readers = {"huggingface": _huggingface, "flax": _flax, "tensorflow": _tensorflow}
@@ -149,6 +155,18 @@ def load(
         source=found.path,
         embedder=read_embedder(place if place.is_dir() else found.folder),
     )
+
+
+def is_adapter(path_or_name: str | os.PathLike[str]) -> bool:
+    """Whether these are adapters, and no whole model."""
+    return _found(_local(path_or_name)).kind == "adapter"
+
+
+def _found(place: pathlib.Path) -> Found:
+    found = find(transformer_folder(place))
+    if found.kind == "run" and is_finetuned(found.folder):
+        found = find(found.folder / EXPORTED)
+    return found
 
 
 def _local(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
@@ -174,6 +192,36 @@ def _flax(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfigur
 def _tensorflow(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfiguration, Assembled]:
     described = read_checkpoint_configuration(found.folder, scan_layers)
     return described, read_checkpoint(found.path, described.layout, request)
+
+
+def _load_adapter(found: Found, request: Request, scan_layers: bool, named: str | os.PathLike[str] | None) -> Loaded:
+    adapter = read_adapter(found.path)
+    name = adapter.base if named is None else named
+    if not name:
+        raise WeightsError(f"{found.path}: names no base: name the model that it was trained on with base=")
+    try:
+        if is_adapter(name):
+            raise WeightsError(f"{name}: is an adapter itself: name a whole model")
+        base = load(name, scan_layers=False)
+    except WeightsError as error:
+        way = "" if named is not None else ", or name it with base="
+        raise WeightsError(f"{found.path}: its base cannot be loaded: {error}{way}") from None
+    described, assembled = onto_base(adapter, base, request, scan_layers)
+    layout = described.layout
+    return Loaded(
+        config=layout.config,
+        params=assembled.params,
+        tokenizer=find_tokenizer(found.folder, layout.config.vocab_size or 0) or base.tokenizer,
+        family=layout.family,
+        architecture=described.architecture,
+        fresh=assembled.fresh,
+        unread=assembled.unread,
+        extra=described.extra,
+        carried=assembled.carried,
+        labels=layout.labels,
+        unused_positions=layout.unused_positions,
+        source=found.path,
+    )
 
 
 def _load_run(folder: pathlib.Path, request: Request, scan_layers: bool | None) -> Loaded:

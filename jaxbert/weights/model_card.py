@@ -26,15 +26,17 @@ def model_card(
     embedder: bool = False,
     has_tokenizer: bool = True,
     made: str = "trained with jaxbert",
+    adapter: bool = False,
 ) -> str:
     """The text of a card. `data` says in words what the model was trained on; the rest is left out where it is None.
 
-    `settings` and `metrics` become tables, in their order; `embedder` shows how sentence-transformers loads it.
+    `settings` and `metrics` become tables, in their order; `embedder` shows how sentence-transformers loads it, `adapter` how
+    peft does.
     """
     task = next((task for ending, task in _PIPELINES.items() if architecture.endswith(ending)), None)
     tags = ["jaxbert", "jax"] + (["sentence-transformers"] if embedder else [])
     head = {
-        "library_name": "sentence-transformers" if embedder else "transformers",
+        "library_name": "peft" if adapter else "sentence-transformers" if embedder else "transformers",
         "pipeline_tag": "sentence-similarity" if embedder else task,
         "tags": tags,
     }
@@ -46,7 +48,14 @@ def model_card(
     if metrics:
         rows = {name: f"{value:.4f}" for name, value in metrics.items()}
         parts += ["## Results", "", *_table(("metric", "value"), rows), ""]
-    parts += ["## How to load it", "", "```python", *_loading(architecture, embedder, has_tokenizer), "```", ""]
+    parts += [
+        "## How to load it",
+        "",
+        "```python",
+        *_loading(architecture, embedder, has_tokenizer, adapter),
+        "```",
+        "",
+    ]
     return "\n".join(parts)
 
 
@@ -61,8 +70,13 @@ def _table(heads: tuple[str, str], rows: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _loading(architecture: str, embedder: bool, has_tokenizer: bool) -> list[str]:
+def _loading(architecture: str, embedder: bool, has_tokenizer: bool, adapter: bool) -> list[str]:
     lines = ["import jaxbert", 'model = jaxbert.load("PATH")', ""]
+    if adapter:
+        lines[1] = 'model = jaxbert.load("PATH")  # base="...": where its base model is, if not where it was'
+        names = f"from transformers import {architecture}"
+        made = f'base = {architecture}.from_pretrained("BASE", num_labels=...)'
+        return [*lines, "from peft import PeftModel", names, made, 'model = PeftModel.from_pretrained(base, "PATH")']
     if embedder:
         return [*lines, "from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer("PATH")']
     names = f"AutoTokenizer, {architecture}" if has_tokenizer else architecture
