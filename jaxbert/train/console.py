@@ -1,5 +1,6 @@
-"""Progress for a person: a rich progress bar on a terminal, plain lines anywhere else."""
+"""Progress for a person: a progress bar on a terminal and in a notebook, plain lines anywhere else."""
 
+import html
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ class ConsoleTracker:
         self._bar: Any = None
         if self._stream.isatty():
             self._bar, self._task = _make_bar(self._stream, num_steps, resume_step)
+        elif stream is None and _in_notebook():
+            self._bar, self._task = _NotebookBar(num_steps, resume_step), None
 
     def log(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
         """Show one line, or move the bar."""
@@ -42,7 +45,7 @@ class ConsoleTracker:
             self._bar.stop()
 
     def _print(self, line: str) -> None:
-        if self._bar is None:
+        if self._bar is None or isinstance(self._bar, _NotebookBar):
             print(line, file=self._stream, flush=True)
         else:
             self._bar.console.print(line, markup=False, highlight=False)
@@ -70,6 +73,36 @@ def _shown(metrics: Mapping[str, float], headline: Sequence[str]) -> str:
     if metrics.get("nonfinite_steps"):
         parts.append(f"skipped {metrics['nonfinite_steps']:.0f}")
     return "  ".join(parts)
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this, as in Colab; an IPython on a terminal is none."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class _NotebookBar:
+    """A bar in a cell's output that is drawn anew in place. HTML's own: it needs no widgets, which not every notebook shows."""
+
+    def __init__(self, num_steps: int, completed: int):
+        from IPython.display import display
+
+        self._num_steps = num_steps
+        self._handle: Any = display(self._drawn(completed, "", "?"), display_id=True)
+
+    def update(self, task: Any, *, completed: int, metrics: str, left: str) -> None:
+        """Draw it anew."""
+        self._handle.update(self._drawn(completed, metrics, left))
+
+    def stop(self) -> None:
+        """Leave it as it stands."""
+
+    def _drawn(self, completed: int, metrics: str, left: str) -> Any:
+        from IPython.display import HTML
+
+        words = html.escape(f"step {completed:,}/{self._num_steps:,}  {metrics}  left {left}")
+        return HTML(f"<progress value='{completed}' max='{self._num_steps}'></progress> {words}")
 
 
 def _make_bar(stream: TextIO, num_steps: int, completed: int) -> tuple[Any, Any]:
