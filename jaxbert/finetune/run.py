@@ -278,7 +278,8 @@ class _Run:
                 facts=self._facts(outcome, time.monotonic() - started),
                 warnings=self.examples.warnings,
             )
-        say(f"model for transformers: {model}")
+        kind = "adapters for peft" if self.config.lora.export == "separate" else "model for transformers"
+        say(f"{kind}: {model}")
         say(
             f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s"
         )

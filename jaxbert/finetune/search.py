@@ -251,7 +251,7 @@ def _finish(config: FinetuneConfig, study: "optuna.Study") -> SearchResult:
     if best is None:
         say("no trial came to its end with a measure: narrow what suggest(trial) draws from")
     else:
-        say(f"best: trial {best}, model for transformers: {found.model}")
+        say(f"best: trial {best}, model: {found.model}")
         say(f"train it again: python finetune.py --config {workdir / 'best.json'}")
     say(f"report: {workdir / 'report.md'}   trials: {workdir / 'trials.png'}")
     return found
@@ -300,7 +300,14 @@ def _write(
         }
         for number, (trial, value) in enumerate(zip(ended, values, strict=True))
     ]
-    content = {"name": config.name, "metric": found.metric, "best_trial": found.best_trial, "trials": trials}
+    content = {
+        "name": config.name,
+        "metric": found.metric,
+        "best_trial": found.best_trial,
+        # jaxbert.load takes the folder of the search for this one.
+        "model": None if found.best_trial is None else str(folder_of(Path(), found.best_trial) / "model"),
+        "trials": trials,
+    }
     (workdir / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
 
 

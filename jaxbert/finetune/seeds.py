@@ -136,8 +136,8 @@ def _report(config: FinetuneConfig, found: SeedsResult) -> None:
     report.draw_seeds(files, workdir / "curves.png", found.metric or None)
     lines = [f"# {config.name}, {len(found.seeds)} seeds", "", *report.markdown(measures), ""]
     lines += [f"- diverged: seed {run.seed}: {run.diverged}" for run in diverged] + ([""] if diverged else [])
-    if found.model is not None:
-        best = found.model.relative_to(workdir)
+    best = None if found.best_seed is None else str(folder_of(Path(), found.best_seed) / "model")
+    if best is not None:
         lines += [f"Best on dev ({found.metric.replace('_', ' ')}): seed {found.best_seed}, model in `{best}`.", ""]
     lines += ["![learning curves of all seeds](curves.png)", "", "## Seeds", "", *report.markdown(seeds), ""]
     (workdir / "report.md").write_text("\n".join(lines), encoding="utf8")
@@ -145,7 +145,8 @@ def _report(config: FinetuneConfig, found: SeedsResult) -> None:
         "name": config.name,
         "metric": found.metric,
         "best_seed": found.best_seed,
-        "model": None if found.model is None else str(found.model.relative_to(workdir)),
+        # jaxbert.load takes the folder of all seeds for this one.
+        "model": best,
         "spread": _json(found.spread),
         "spread_without_diverged": _json(without),
         "seeds": [_record(run) for run in found.seeds],
@@ -155,7 +156,7 @@ def _report(config: FinetuneConfig, found: SeedsResult) -> None:
     for run in diverged:
         say(f"diverged: seed {run.seed}: {run.diverged}")
     if found.model is not None:
-        say(f"best on dev: seed {found.best_seed}, model for transformers: {found.model}")
+        say(f"best on dev: seed {found.best_seed}, model: {found.model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}")
 
 

@@ -19,7 +19,7 @@ from jaxbert.weights.flax_v4 import read_msgpack
 from jaxbert.weights.folder import Found, find
 from jaxbert.weights.huggingface import read_folder_configuration, read_weights
 from jaxbert.weights.names import Family, WeightsError
-from jaxbert.weights.run_folder import EXPORTED, is_finetuned, read_run, read_run_config, run_tokenizer
+from jaxbert.weights.run_folder import exported, read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
 from jaxbert.weights.tokenizer import find_tokenizer
 
@@ -129,7 +129,7 @@ def load(
         None if heads is None else tuple(heads), tuple(fresh), tuple(allow_missing), tuple(allow_unexpected), seed
     )
     place = _local(path_or_name)
-    found = _found(place)
+    found = find(transformer_folder(place))
     if found.kind == "adapter":
         return _load_adapter(found, request, bool(scan_layers), base)
     if base is not None:
@@ -159,19 +159,14 @@ def load(
 
 def is_adapter(path_or_name: str | os.PathLike[str]) -> bool:
     """Whether these are adapters, and no whole model."""
-    return _found(_local(path_or_name)).kind == "adapter"
-
-
-def _found(place: pathlib.Path) -> Found:
-    found = find(transformer_folder(place))
-    if found.kind == "run" and is_finetuned(found.folder):
-        found = find(found.folder / EXPORTED)
-    return found
+    return find(transformer_folder(_local(path_or_name))).kind == "adapter"
 
 
 def _local(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
-    """The path of a file or folder, or of the hub's copy of a model's name."""
+    """The path of a file or folder, of the model of a fine-tuning run, or of the hub's copy of a model's name."""
     path = pathlib.Path(path_or_name).expanduser()
+    if path.is_dir():
+        return exported(path)
     if path.exists() or path.with_name(f"{path.name}.index").is_file():
         return path
     if not isinstance(path_or_name, str) or not _HUB_NAME.fullmatch(path_or_name):

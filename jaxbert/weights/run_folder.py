@@ -21,24 +21,31 @@ from jaxbert.model.bert import BertForPreTraining
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
 from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Params, Request, from_tree, initialised, to_tree
 from jaxbert.weights.configuration import read_json
-from jaxbert.weights.folder import CONFIG
+from jaxbert.weights.folder import CONFIG, inside
 from jaxbert.weights.names import WeightsError
 
 EXPORTED = "model"
 """The Hugging Face folder that a finished run has in its own."""
 
 
-def is_finetuned(folder: pathlib.Path) -> bool:
-    """Whether a run's folder is one of fine-tuning, whose model is the one that it exported.
+def exported(folder: pathlib.Path) -> pathlib.Path:
+    """The model that a run of fine-tuning exported, or the best one of several seeds or of a search; any other folder is itself.
 
     Raises WeightsError where that is not there yet.
     """
-    config = read_json(folder / CONFIG).get("config")
+    file = folder / CONFIG
+    if not file.is_file():
+        return folder
+    config = read_json(inside(file, folder)).get("config")
     if not isinstance(config, dict) or "task" not in config:
-        return False
-    if not (folder / EXPORTED).is_dir():
+        return folder
+    report = folder / "report.json"
+    several = config.get("search") is not None or config.get("seeds", 1) != 1
+    best = read_json(inside(report, folder)).get("model") if several and report.is_file() else None
+    model = folder / (best if isinstance(best, str) else EXPORTED)
+    if not model.is_dir() or not model.resolve().is_relative_to(folder.resolve()):
         raise WeightsError(f"{folder}: is a fine-tuning run that is not finished: let the same command go on")
-    return True
+    return model
 
 
 def read_run_config(folder: pathlib.Path) -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_runs import reviews, small, write_table
 
-from jaxbert import command_line
+from jaxbert import command_line, load
 from jaxbert.config import ConfigError
 from jaxbert.finetune import run
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig
@@ -250,6 +250,7 @@ def test_a_search_on_labelled_files(tmp_path: pathlib.Path, monkeypatch: pytest.
     assert found.dev["accuracy"] > 0.6
     assert found.model is not None
     assert (found.model / "model.safetensors").is_file()
+    assert load(tmp_path / "run").source == load(found.model).source
     content = json.loads((tmp_path / "run" / "report.json").read_text())
     assert len(content["trials"][1]["evaluations"]) == 2
     assert run.finetune(config) == found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from made_runs import reviews, small, write_table
 
+from jaxbert import load
 from jaxbert.config import ConfigError, OptimizerConfig
 from jaxbert.finetune import run, seeds
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig
@@ -41,7 +42,9 @@ def pretend(config: FinetuneConfig) -> FinetuneResult:
     log(workdir, [2.0] if made is None else made[1])
     if made is None:
         raise NonFiniteError("loss or gradient is not finite at step 7")
-    return FinetuneResult(workdir, workdir / "model", 2, {"accuracy": made[0]}, {"f1": made[0] / 2}, {}, "accuracy")
+    return FinetuneResult(
+        workdir, workdir.absolute() / "model", 2, {"accuracy": made[0]}, {"f1": made[0] / 2}, {}, "accuracy"
+    )
 
 
 def report_of(workdir: pathlib.Path) -> dict[str, Any]:
@@ -49,14 +52,15 @@ def report_of(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def test_the_numbers_are_those_by_hand(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-    workdir = tmp_path / "all"
+    # Relative, while models are named with their whole path.
+    workdir = pathlib.Path("all")
     workdir.mkdir()
     found = finetune_seeds(FinetuneConfig(name="made", workdir=str(workdir), seed=3, seeds=5), pretend)
     # 0.5, 0.9, 0.1, 0.6: their mean is 0.525; squares of the distances add up to 0.3275, over 3.
     mean, sd = 0.525, (0.3275 / 3) ** 0.5
     assert found.spread["dev"]["accuracy"] == Spread(pytest.approx(mean), pytest.approx(sd), 4)
     assert found.spread["test"]["f1"] == Spread(pytest.approx(mean / 2), pytest.approx(sd / 2), 4)
-    assert (found.best_seed, found.model) == (4, workdir / "seed-4" / "model")
+    assert (found.best_seed, found.model) == (4, workdir.absolute() / "seed-4" / "model")
     assert (found.dev, found.workdir) == ({"accuracy": 0.9}, workdir)
     assert [one.seed for one in found.seeds if one.diverged] == [5, 6]
 
@@ -154,6 +158,7 @@ def test_seeds_from_labelled_files(tmp_path: pathlib.Path, monkeypatch: pytest.M
     assert found.best_seed in (0, 2)
     assert found.model == tmp_path / "run" / f"seed-{found.best_seed}" / "model"
     assert (found.model / "model.safetensors").is_file()
+    assert load(tmp_path / "run").source == load(found.model).source
     # Order, dropout and head are their own.
     logs = [seeds.folder_of(tmp_path / "run", seed) / "metrics.jsonl" for seed in (0, 2)]
     before = [path.read_text() for path in logs]
