@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from jaxbert.config import OptimizerConfig as OptimizerConfig
     from jaxbert.config import UserError as UserError
     from jaxbert.data.masking import mask_batch as mask_batch
+    from jaxbert.finetune.config import FinetuneConfig as FinetuneConfig
     from jaxbert.model.attention import attend as attend
     from jaxbert.model.bert import BertEncoder as BertEncoder
     from jaxbert.model.bert import BertForMaskedLM as BertForMaskedLM
     from jaxbert.model.bert import BertForNextSentencePrediction as BertForNextSentencePrediction
     from jaxbert.model.bert import BertForPreTraining as BertForPreTraining
+    from jaxbert.model.classifiers import BertForMultipleChoice as BertForMultipleChoice
     from jaxbert.model.classifiers import BertForQuestionAnswering as BertForQuestionAnswering
+    from jaxbert.model.classifiers import BertForRelationClassification as BertForRelationClassification
+    from jaxbert.model.classifiers import BertForSentenceEmbedding as BertForSentenceEmbedding
     from jaxbert.model.classifiers import BertForSequenceClassification as BertForSequenceClassification
     from jaxbert.model.classifiers import BertForTokenClassification as BertForTokenClassification
     from jaxbert.model.encoder import Pooler as Pooler
@@ -61,12 +65,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "BertEncoder": "jaxbert.model.bert",
     "BertForMaskedLM": "jaxbert.model.bert",
+    "BertForMultipleChoice": "jaxbert.model.classifiers",
     "BertForNextSentencePrediction": "jaxbert.model.bert",
     "BertForPreTraining": "jaxbert.model.bert",
     "BertForQuestionAnswering": "jaxbert.model.classifiers",
+    "BertForRelationClassification": "jaxbert.model.classifiers",
+    "BertForSentenceEmbedding": "jaxbert.model.classifiers",
     "BertForSequenceClassification": "jaxbert.model.classifiers",
     "BertForTokenClassification": "jaxbert.model.classifiers",
     "Config": "jaxbert.config",
+    "FinetuneConfig": "jaxbert.finetune.config",
     "Loaded": "jaxbert.weights.load",
     "MaskingConfig": "jaxbert.config",
     "MeshConfig": "jaxbert.config",
