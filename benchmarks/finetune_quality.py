@@ -369,7 +369,7 @@ def chinese(data: Path, folder: Path, quick: bool) -> tuple[list[Measurement], d
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
-    """All that is asked for; the JSON is written after each data set."""
+    """All that is asked for; the JSON is written after each data set, and keeps what it has of others."""
     labelled = options.data / "labelled"
     (folder / "data").mkdir()
     for name in ("sst2", "wnut17", "semeval2010-task8", "banking77"):
@@ -377,7 +377,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     (folder / "data" / "squad").mkdir()
     split_squad(labelled / "squad-v1.1" / "dev-v1.1.json", folder / "data" / "squad")
     known = recipes(folder / "data")
-    measurements, details = [], []
+    measurements = []
     for name in options.only or [*known, "cluener"]:
         (folder / name).mkdir()
         if name == "cluener":
@@ -390,9 +390,9 @@ def run(options: argparse.Namespace, folder: Path) -> None:
                 recipe = dataclasses.replace(recipe, data=few, seeds=2, epochs=1)
             lines, detail = compare(recipe, options.model or default_model(), folder / name)
         measurements += lines
-        details.append(detail)
         if options.json:
-            content = {"versions": versions(), "results": details}
+            before = json.loads(options.json.read_text(encoding="utf8")) if options.json.exists() else {}
+            content = before | {name: {"versions": versions()} | detail}
             options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
     show(measurements, None)
 

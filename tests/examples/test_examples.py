@@ -11,6 +11,7 @@ import own_head
 import own_module
 import own_task
 import pytest
+import torch
 import transformers
 
 import jaxbert
@@ -34,6 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         intermediate_size=64,
         max_position_embeddings=32,
     )
+    torch.manual_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder, 32)
     return folder
@@ -72,15 +74,15 @@ def test_a_task_of_ones_own(model: pathlib.Path, tmp_path: pathlib.Path):
     rows = [f"{text}\t{text.split()[-1]}" for text in ("it is good", "all was bad", "good", "so bad") * 12]
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
     arguments = f"--config {own_task.__file__} --model {model} --workdir {tmp_path / 'run'} --data.train {tmp_path / 'train.tsv'}"
-    arguments += (
-        f" --data.dev {tmp_path / 'train.tsv'} --task.gamma 1 --train.epochs 12 --optimizer.peak-learning-rate 3e-3"
-    )
+    # Measured once, at the end: of equally good checkpoints the first one is kept, which has learnt least.
+    arguments += f" --data.dev {tmp_path / 'train.tsv'} --task.gamma 1 --train.epochs 12 --train.evaluations 0.08"
+    arguments += " --optimizer.peak-learning-rate 3e-3"
     config = command_line.parse(arguments.split(), FinetuneConfig, "")
     # The file was run, and its classes are new ones.
     assert dataclasses.asdict(config.task) == dataclasses.asdict(own_task.FocalConfig(gamma=1.0))
     result = finetune(config)
     assert result.dev["worst_recall"] > 0.9
-    assert jaxbert.load(result.model).predictor("classify").classify("it was bad")["label"] == "bad"
+    assert jaxbert.load(result.model).predictor("classify").classify("all was bad")["label"] == "bad"
     with pytest.raises(SystemExit):
         command_line.parse([*arguments.split(), "--task.gama", "1"], FinetuneConfig, "")
 
