@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The tests run many small programs once or twice: compiling them takes longer than what XLA's costly passes save. They are on
+# wherever a run is more than a test (train.py, benchmarks), and JAX_DISABLE_MOST_OPTIMIZATIONS=0 puts them on here.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Many tests compile the same programs, some of them in processes of their own: each is compiled once in a session. The
 # workers of pytest-xdist inherit the folder of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -26,8 +29,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if importlib.util.find_spec("triton"):
     importlib.import_module("triton")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
