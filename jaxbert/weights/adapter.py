@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxbert.config import ModelConfig
 from jaxbert.model.lora import PROJECTIONS
-from jaxbert.weights.assemble import Assembled, Layout, Request, Tensor, assemble, disassemble, from_tree
+from jaxbert.weights.assemble import Assembled, Request, Tensor, assemble
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     CLASS_PREFIX,
@@ -25,10 +25,12 @@ from jaxbert.weights.configuration import (
     stored_groups,
     write_configuration,
 )
+from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.folder import ADAPTER, ADAPTER_CONFIG, MERGED_CONFIG, inside, write_json, written_whole
 from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
+from jaxbert.weights.tree import Layout, from_tree
 
 if TYPE_CHECKING:
     from jaxbert.weights.load import Loaded

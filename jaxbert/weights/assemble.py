@@ -1,44 +1,31 @@
-"""A file's tensors -> our parameter tree, and back: names, shapes and layouts are checked here, for every kind of file.
+"""A file's tensors -> our parameter tree: names, shapes and layouts are checked here, for every kind of file.
 
 A reader lists what its file declares as `Tensor`s under torch names; nothing is read before all names and shapes are right.
 """
 
 import dataclasses
 import fnmatch
-import functools
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Literal, get_args
 
-import jax
 import numpy as np
-from flax import linen as nn
-from flax import traverse_util
 from jaxtyping import Float
 
-from jaxbert.config import ModelConfig
 from jaxbert.weights.names import (
     BASE,
     BUFFERS,
     DECODER,
     DECODER_TABLE,
     MLM_BIAS,
-    OVER_VOCABULARY,
-    TABLE,
     WORD_TABLE,
     Family,
     Parameter,
     WeightsError,
     canonical,
-    parameters,
-    without_base,
 )
+from jaxbert.weights.tree import GROUPS, SPARE_BIAS, Layout, Params, initialised, to_tree
 
-Params = dict[str, Any]
 DType = Literal["float32", "float16", "bfloat16"]
-GROUPS: tuple[str, ...] = tuple(dict.fromkeys(row.module.split("/", 1)[0] for row in TABLE))
-SPARE_BIAS = "mlm/spare_bias"
-"""The key in `carried` of the bias that is not the decoder's own, where that is not tied."""
 _NAMED = 3
 _RIVALS = ("sequence", "token", "choice")
 
@@ -69,24 +56,6 @@ class Request:
     """Patterns (fnmatch) of names that may be left unread."""
     seed: int = 0
     """Seed of what is initialised anew."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What a configuration says of a file."""
-
-    config: ModelConfig
-    family: Family = "bert"
-    labels: int = 2
-    """Classes of a sequence or token classifier."""
-    unused_positions: int = 0
-    """Rows of the position table that no token uses: padding_idx + 1 in RoBERTa, else 0."""
-    required: tuple[str, ...] = ()
-    """Groups that the file must hold by what its configuration says of it."""
-
-    def parameters(self, groups: Iterable[str]) -> list[Parameter]:
-        """The parameters of these groups."""
-        return list(parameters(self.config, self.family, groups, self.labels, self.unused_positions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,109 +108,6 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
-
-
-def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
-    """Arrays by path, layers one by one, as the modules have them: stacked where they are scanned, the vocabulary padded."""
-    flat: dict[str, np.ndarray] = {}
-    for path, array in arrays.items():
-        if path in OVER_VOCABULARY:
-            padding = config.padded_vocab_size - array.shape[0]
-            array = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-        flat[path] = array
-    if config.scan_layers:
-        for path in [path for path in flat if path.startswith("encoder/layers_0/")]:
-            layers = [flat.pop(path.replace("layers_0", f"layers_{i}")) for i in range(config.num_layers)]
-            flat[path.replace("layers_0", "layers")] = np.stack(layers)
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def from_tree(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
-    """The inverse of `to_tree`; takes arrays of numpy or jax, and layers in either layout."""
-    arrays: dict[str, np.ndarray] = {}
-    for path, leaf in traverse_util.flatten_dict(dict(params), sep="/").items():
-        array = np.asarray(leaf)
-        if path in OVER_VOCABULARY:
-            array = array[: config.vocab_size]
-        if path.startswith("encoder/layers/"):
-            for i, layer in enumerate(array):
-                arrays[path.replace("encoder/layers/", f"encoder/layers_{i}/")] = layer
-        else:
-            arrays[path] = array
-    return arrays
-
-
-def exported(
-    params: Mapping[str, Any],
-    layout: Layout,
-    groups: Sequence[str],
-    carried: Mapping[str, np.ndarray] | None = None,
-) -> Iterator[tuple[Parameter, Float[np.ndarray, "..."]]]:
-    """The parameters of a model, each with its float32 array in torch's layout.
-
-    Args:
-      groups: which of them; the encoder is always one.
-      carried: as in `Assembled`; without it the unused rows are 0.
-
-    Raises WeightsError for a parameter that is missing, unexpected, of another shape, or not finite, and for a group without
-    names.
-    """
-    arrays = from_tree(params, layout.config)
-    wanted = layout.parameters(("encoder", *groups))
-    unexpected = sorted(
-        path for path in arrays.keys() - {p.path for p in wanted} if path.split("/", 1)[0] in ("encoder", *groups)
-    )
-    if unexpected:
-        raise WeightsError(
-            f"the configuration has no {unexpected[0]}: export with the configuration that the parameters were made with"
-        )
-    for parameter in wanted:
-        if parameter.torch is None:
-            raise WeightsError(
-                f"{layout.family} models have no {parameter.path} in other systems: choose another class"
-            )
-        if parameter.path not in arrays:
-            raise WeightsError(
-                f"the parameters have no {parameter.path}: load them with fresh={(parameter.group,)} to start with new ones"
-            )
-        array = arrays[parameter.path]
-        if array.shape != parameter.shape:
-            raise WeightsError(
-                f"{parameter.path} is {list(array.shape)} and the configuration says {list(parameter.shape)}: "
-                "export with the configuration that the parameters were made with"
-            )
-        array = parameter.to_torch(array.astype(np.float32, copy=False))
-        if not np.isfinite(array).all():
-            raise WeightsError(f"{parameter.path} is not finite: export an earlier checkpoint")
-        if parameter.unused_rows:
-            rows = (carried or {}).get(parameter.path)
-            if rows is None:
-                rows = np.zeros((parameter.unused_rows, *array.shape[1:]), np.float32)
-            array = np.concatenate([rows, array])
-        yield parameter, np.ascontiguousarray(array)
-
-
-def disassemble(
-    params: Mapping[str, Any],
-    layout: Layout,
-    groups: Sequence[str],
-    carried: Mapping[str, np.ndarray] | None = None,
-    base_alone: bool = False,
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """What `exported` gives, by torch name, and the second bias of a decoder that is not tied.
-
-    `base_alone`: names as the encoder's own class has them.
-    """
-    named: dict[str, np.ndarray] = {}
-    decoder_bias = f"{DECODER[BASE[layout.family]]}.bias"
-    for parameter, array in exported(params, layout, groups, carried):
-        assert parameter.torch is not None
-        named[without_base(parameter.torch, layout.family) if base_alone else parameter.torch] = array
-        if parameter.path == MLM_BIAS and not layout.config.tie_word_embeddings:
-            spare = (carried or {}).get(SPARE_BIAS, array)
-            # transformers ties both or none, and computes with the decoder's.
-            named[parameter.torch], named[decoder_bias] = spare if spare.shape == array.shape else array, array
-    return named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,17 +258,3 @@ def _untied(copy: Tensor, source: str) -> str:
         f"{source}: {copy.name} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
         "beside it where they are two, or load the encoder alone with heads=()"
     )
-
-
-def initialised(parameter: Parameter, config: ModelConfig, seed: int) -> Float[np.ndarray, "..."]:
-    """A new parameter as the modules initialise it; it depends on the seed and its path alone."""
-    leaf = parameter.path.rsplit("/", 1)[1]
-    if leaf in ("kernel", "embedding"):
-        key = jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(parameter.path.encode())))
-        return np.array(_truncated_normal(config.initializer_range)(key, parameter.shape, np.float32))
-    return np.full(parameter.shape, 1.0 if leaf == "scale" else 0.0, np.float32)
-
-
-@functools.cache
-def _truncated_normal(scale: float) -> Callable[..., jax.Array]:
-    return nn.initializers.truncated_normal(scale)

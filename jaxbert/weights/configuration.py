@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.assemble import Layout
 from jaxbert.weights.names import Family, WeightsError
+from jaxbert.weights.tree import Layout
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 # Ours -> the key in config.json.

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, exported
+from jaxbert.weights.assemble import Assembled, Request, Tensor, assemble
+from jaxbert.weights.disassemble import exported
 from jaxbert.weights.folder import inside
 from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
+from jaxbert.weights.tree import GROUPS, Layout
 
 # More than a name, a shape and a type take, and what else a file may hold.
 _NAME_BYTES = 4096

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.assemble import Assembled, DType, Layout, Request, Tensor, assemble, disassemble
+from jaxbert.weights.assemble import Assembled, DType, Request, Tensor, assemble
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     HfConfiguration,
@@ -19,6 +19,7 @@ from jaxbert.weights.configuration import (
     stored_groups,
     write_configuration,
 )
+from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.embedder import Embedder, write_embedder
 from jaxbert.weights.folder import (
     CONFIG,
@@ -32,6 +33,7 @@ from jaxbert.weights.folder import (
 from jaxbert.weights.names import WeightsError
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
+from jaxbert.weights.tree import Layout
 
 
 def read_folder_configuration(folder: pathlib.Path, scan_layers: bool = False) -> HfConfiguration:

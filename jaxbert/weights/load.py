@@ -12,7 +12,7 @@ import numpy as np
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
 from jaxbert.weights.adapter import onto_base, read_adapter
-from jaxbert.weights.assemble import Assembled, DType, Layout, Params, Request
+from jaxbert.weights.assemble import Assembled, DType, Request
 from jaxbert.weights.configuration import HfConfiguration
 from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
 from jaxbert.weights.flax_v4 import read_msgpack
@@ -22,6 +22,7 @@ from jaxbert.weights.names import Family, WeightsError
 from jaxbert.weights.run_folder import exported, read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
 from jaxbert.weights.tokenizer import find_tokenizer
+from jaxbert.weights.tree import Layout, Params
 
 if TYPE_CHECKING:
     from jaxbert.predict.predictor import Predictor, Task

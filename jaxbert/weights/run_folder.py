@@ -19,10 +19,11 @@ from jaxbert import command_line
 from jaxbert.config import Config, ConfigError, ModelConfig
 from jaxbert.model.bert import BertForPreTraining
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Params, Request, from_tree, initialised, to_tree
+from jaxbert.weights.assemble import Assembled, Request
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG, inside
 from jaxbert.weights.names import WeightsError
+from jaxbert.weights.tree import GROUPS, Layout, Params, from_tree, initialised, to_tree
 
 EXPORTED = "model"
 """The Hugging Face folder that a finished run has in its own."""

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxbert.weights.assemble import GROUPS, Assembled, Layout, Request, Tensor, assemble, exported
+from jaxbert.weights.assemble import Assembled, Request, Tensor, assemble
 from jaxbert.weights.configuration import HfConfiguration, read_configuration, read_json, write_configuration
+from jaxbert.weights.disassemble import exported
 from jaxbert.weights.folder import CONFIG, GOOGLE_CONFIG, inside
 from jaxbert.weights.names import WeightsError, tensorflow_name
+from jaxbert.weights.tree import GROUPS, Layout
 
 _GOOGLE_KEYS = (
     "attention_probs_dropout_prob",

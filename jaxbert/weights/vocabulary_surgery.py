@@ -11,9 +11,9 @@ from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers
 
 from jaxbert.config import ModelConfig
 from jaxbert.text.vocabulary import Vocabulary, is_byte_level
-from jaxbert.weights.assemble import Params, from_tree, to_tree
 from jaxbert.weights.names import OVER_VOCABULARY, WeightsError
 from jaxbert.weights.tokenizer import open_tokenizer
+from jaxbert.weights.tree import Params, from_tree, to_tree
 
 _FIRST_CJK = "\u2e80"
 

@@ -10,9 +10,11 @@ from flax import traverse_util
 from made_models import bert_for_pretraining, state, torch_model
 
 from jaxbert.model.bert import BertForPreTraining
-from jaxbert.weights.assemble import Layout, Request, Tensor, assemble, disassemble, from_tree
+from jaxbert.weights.assemble import Request, Tensor, assemble
 from jaxbert.weights.configuration import read_configuration
+from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.names import WeightsError
+from jaxbert.weights.tree import Layout, from_tree
 
 
 def tensors_of(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
