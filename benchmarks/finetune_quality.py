@@ -28,7 +28,8 @@ from measure import Measurement, parser, show, versions
 
 from jaxbert.command_line import load as load_config
 from jaxbert.config import Config, MeshConfig, OptimizerConfig
-from jaxbert.data.examples import Feature, TrainingBatches, layout_of
+from jaxbert.data.examples import TrainingBatches, layout_of
+from jaxbert.data.features import Feature
 from jaxbert.finetune.config import (
     ClassificationConfig,
     ExamplesConfig,
@@ -39,7 +40,7 @@ from jaxbert.finetune.config import (
     TaggingConfig,
     TaskConfig,
 )
-from jaxbert.finetune.examples import read_all
+from jaxbert.finetune.examples import read_all, training_features
 from jaxbert.finetune.run import finetune
 from jaxbert.finetune.source import find_source
 from jaxbert.model.classifiers import SpanOutput
@@ -150,7 +151,7 @@ class Peer:
         source = find_source(config, (), Path(config.workdir))
         encoder = Encoder(source.config, source.family, source.tokenizer, config.data.max_length)
         self.bound: BoundTask[Any, Any] = task.bind(self.examples.labels, self.examples.train, encoder)
-        self.features = self.bound.features(self.examples.train)
+        self.features = training_features(self.bound, self.examples.train)
         self.batches = TrainingBatches(self.features, config.train.batch_size, layout_of(self.features, 1), config.seed)
 
     def run(self) -> tuple[dict[str, float], float]:

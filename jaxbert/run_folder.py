@@ -82,7 +82,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
 # What a fine-tuning run may go on with in another way, as FREE.
 FREE_IN_FINETUNING = (
     "name workdir mesh distributed checkpoint tracking train.log_every train.prefetch train.max_nonfinite_steps "
-    "train.accumulation_steps compare_untrained check_data data.test seeds search trials lora.export"
+    "train.accumulation_steps compare_untrained check_data data.test data.streaming seeds search trials lora.export"
 ).split()
 
 

@@ -4,42 +4,23 @@ As in pretraining, the position in the data is the step number: the order of an 
 and the batch of any step can be made at once. A batch of n sequences holds the same n whatever rows they come to share.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxbert.data.features import Feature, examples_of, kind_of, lengths_of
 from jaxbert.data.order import row_indices
 from jaxbert.text.packing import pack
 
 Arrays = dict[str, np.ndarray]
-Numbers = int | float | Sequence[int] | Sequence[float]
 SHORTEST_ROW = 64
 """Tokens; shorter sequences share rows of this length."""
 _TOKENS_PER_SLOT = 8
 # A batch has one of so many numbers of rows: each is a program to compile.
 _SIZES = 8
 _EVALUATION_TOKENS = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """A sequence that the model reads, and what it should say of it. All features of a task have the same names."""
-
-    example: int
-    """Number of the example that it is made of; an example may have several (windows)."""
-    input_ids: Sequence[int]
-    token_type_ids: Sequence[int]
-    tokens: Mapping[str, Sequence[int] | Sequence[float]] = dataclasses.field(default_factory=dict)
-    """Name -> a number for each token: [R, L] in a batch of R rows."""
-    values: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
-    """Name -> a number or a vector for the sequence: [R, S] or [R, S, n]."""
-    positions: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
-    """Name -> one or several places in the sequence, from 0; in a batch they are places in the row."""
-    host: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What decoding needs beside the outputs; it goes into no batch."""
 
 
 class Layout(NamedTuple):
@@ -81,7 +62,7 @@ class Placed(NamedTuple):
 
 def layout_of(features: Sequence[Feature], rows_multiple: int) -> Layout:
     """Rows with room for the longest sequence: a multiple of 8 tokens, 64 at least."""
-    longest = max(len(feature.input_ids) for feature in features)
+    longest = int(lengths_of(features).max())
     return Layout(max(-(-longest // 8) * 8, SHORTEST_ROW), rows_multiple)
 
 
@@ -93,12 +74,12 @@ class TrainingBatches:
 
     def __init__(self, features: Sequence[Feature], batch_size: int, layout: Layout, seed: int, together: bool = False):
         self._features, self._batch_size, self._layout, self._seed = features, batch_size, layout, seed
-        self._together = together
+        self._together, self._lengths = together, lengths_of(features)
         # What the order is one of: features, or the first and last + 1 of each example's.
-        starts = [
-            n for n, one in enumerate(features) if not together or not n or features[n - 1].example != one.example
-        ]
-        self._starts = np.array([*starts, len(features)], np.int64)
+        starts = np.arange(len(features))
+        if together:
+            starts = starts[np.diff(examples_of(features), prepend=-1) != 0]
+        self._starts = np.append(starts, len(features))
         self._count = len(starts)
         self.num_batches: int = -(-self._count // batch_size)
         """Batches in an epoch."""
@@ -122,8 +103,7 @@ class TrainingBatches:
         """
         for step in range(first_step, last_step):
             chosen = self.indices(step)
-            lengths = np.array([len(self._features[i].input_ids) for i in chosen.tolist()])
-            row_of = pack(lengths, self._layout.row_length, self._layout.slots)
+            row_of = pack(self._lengths[chosen], self._layout.row_length, self._layout.slots)
             rows = next(n for n in self._row_counts if n > row_of.max())
             placed = fill(self._features, chosen, row_of, rows, self._layout)
             if self._together:
@@ -136,8 +116,7 @@ class TrainingBatches:
 
 def evaluation_batches(features: Sequence[Feature], layout: Layout) -> Iterator[Placed]:
     """Every feature once, in batches of one shape."""
-    lengths = np.array([len(feature.input_ids) for feature in features])
-    row_of = pack(lengths, layout.row_length, layout.slots)
+    row_of = pack(lengths_of(features), layout.row_length, layout.slots)
     rows = -(-max(_EVALUATION_TOKENS // layout.row_length, 1) // layout.rows_multiple) * layout.rows_multiple
     order = np.argsort(row_of, kind="stable")
     ends = np.searchsorted(row_of[order], np.arange(0, row_of.max() + 1 + rows, rows))
@@ -171,9 +150,9 @@ def fill(
     arrays["real"] = np.zeros((rows, slots), np.float32)
     model = features[0]
     for name, numbers in model.tokens.items():
-        arrays[name] = np.zeros((rows, length), _kind(numbers))
+        arrays[name] = np.zeros((rows, length), kind_of(numbers))
     for name, numbers in (*model.values.items(), *model.positions.items()):
-        arrays[name] = np.zeros((rows, slots, *np.shape(numbers)), _kind(numbers))
+        arrays[name] = np.zeros((rows, slots, *np.shape(numbers)), kind_of(numbers))
     # Features lie in a row in the order of their numbers, so that a batch does not depend on how it was packed.
     order = np.lexsort((chosen, row_of))
     counting = np.arange(length, dtype=np.int32)
@@ -199,7 +178,3 @@ def fill(
         taken[row] += 1
         places[:, n] = row, slot, start
     return Placed(arrays, chosen[order], *places)
-
-
-def _kind(numbers: Numbers) -> type[np.int32] | type[np.float32]:
-    return np.int32 if np.asarray(numbers).dtype.kind in "iub" else np.float32

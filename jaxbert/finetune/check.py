@@ -1,13 +1,14 @@
 """What labelled data is like, before anything is trained: counts, labels, lengths, and the first examples as the model reads them."""
 
 import collections
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxbert.data.examples import Feature
-from jaxbert.finetune.examples import Examples
+from jaxbert.data.features import Feature, examples_of, lengths_of
+from jaxbert.finetune.examples import Examples, training_features
 from jaxbert.tasks.task import BoundTask, Encoder, Task
 
 _PERCENTILES = (50, 90, 99, 100)
@@ -19,19 +20,19 @@ def describe(task: Task[Any, Any], bound: BoundTask[Any, Any], examples: Example
     lines = [f"warning: {warning}" for warning in examples.warnings]
     for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
         if split:
-            lines += _split(name, task, split, bound.features(split), encoder)
+            lines += _split(name, task, split, training_features(bound, split), encoder)
     lines.append("the first examples, as the model reads them:")
-    for feature in bound.features(examples.train[:_FIRST]):
+    for feature in bound.features(list(itertools.islice(examples.train, _FIRST))):
         lines += [f"  {line}" for line in _as_read(feature, encoder)]
     return lines
 
 
 def _split(
-    name: str, task: Task[Any, Any], split: Sequence[Any], features: Sequence[Feature], encoder: Encoder
+    name: str, task: Task[Any, Any], split: Collection[Any], features: Sequence[Feature], encoder: Encoder
 ) -> list[str]:
-    lengths = np.array([len(feature.input_ids) for feature in features])
+    lengths = lengths_of(features)
     # Of a text in windows every one but the last is full.
-    full = len({feature.example for feature in features if len(feature.input_ids) == encoder.max_length})
+    full = len(np.unique(examples_of(features)[lengths == encoder.max_length]))
     found = ", ".join(f"{p} % up to {np.percentile(lengths, p, method='higher'):.0f}" for p in _PERCENTILES)
     lines = [
         f"{name}: {len(split):,} examples in {len(features):,} sequences of {lengths.sum():,} tokens",

@@ -180,6 +180,9 @@ class ExamplesConfig:
     """Tokens of a sequence, special ones included; longer ones are cut (or read in windows, where the task says so)."""
     max_train_examples: int | None = None
     """Only so many of the training examples, the first ones. None: all."""
+    streaming: bool = False
+    """Keep no training examples in memory: they are read as a stream, several times, and their tokens lie in a file without a name in
+    workdir. What is trained is the same."""
 
 
 @dataclasses.dataclass(frozen=True)

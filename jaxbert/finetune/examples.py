@@ -1,24 +1,33 @@
 """Labelled files -> the examples of a run: train, dev and test, and what is odd about them."""
 
+import array
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxbert.data.features import Feature, StoredFeatures
 from jaxbert.data.labelled import BadRecordError, Counting, ExamplesError, Record, read_records
 from jaxbert.finetune.builtin import builtin_records
 from jaxbert.finetune.config import ExamplesConfig
-from jaxbert.tasks.task import Task
+from jaxbert.tasks.task import BoundTask, Task
 
 BUILTIN = "builtin"
 _NAMED = 5
+# Examples of a stream that are in memory together.
+_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """What a run learns from and is measured on."""
 
-    train: Sequence[Any]
+    train: Collection[Any]
+    """In memory, or `Streamed`."""
     dev: Sequence[Any]
     test: Sequence[Any]
     labels: tuple[str, ...]
@@ -28,23 +37,89 @@ class Examples:
     """sha256 of the examples of train and dev, in their order."""
 
 
+class Streamed(Collection[Any]):
+    """Examples that are read again whenever they are gone through, so that they need no memory.
+
+    Raises ExamplesError where there are other than the first time.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Any]], count: int):
+        self._read, self._count = read, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        count = 0
+        for count, example in enumerate(self._read(), 1):  # noqa: B007
+            yield example
+        if count != self._count:
+            raise ExamplesError(
+                f"data.train had {self._count:,} examples, and {count:,} when it was read again: do not change files in use"
+            )
+
+    def __contains__(self, example: object) -> bool:
+        return any(one == example for one in self)
+
+
 def read_all(task: Task[Any, Any], config: ExamplesConfig) -> Examples:
     """Read everything that a run needs, and look at it.
 
     Raises ExamplesError for files that are not there, and for rows that are not what they should be where that stops the run.
     """
-    counting = Counting(config)
-    train = list(_read(task, config.train, config, counting))
-    dev = list(_read(task, config.dev, config, counting))
+    counting, held_out = Counting(config), []
+    train: Collection[Any] = []
+    seen = _Seen(task)
+    for example in _training(task, config, counting, held_out):
+        seen.add(example)
+        if not config.streaming:
+            train.append(example)
+    if config.streaming:
+        train = Streamed(lambda: _training(task, config, Counting(config), []), seen.count)
+    dev = list(_read(task, config.dev, config, counting)) if config.dev else held_out
     test = list(_read(task, config.test, config, counting))
-    if not config.dev:
-        train, dev = _split(task, train, config.dev_share)
-    train = train[: config.max_train_examples]
     if not train or not dev:
         raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
     # A test set may be given later, and must not change what is trained.
-    labels = task.labels([*train, *dev])
-    return Examples(train, dev, test, labels, tuple(_oddities(task, train, dev, labels, counting)), _digest(train, dev))
+    labels = task.labels(Streamed(lambda: itertools.chain(train, dev), len(train) + len(dev)))
+    return Examples(
+        train, dev, test, labels, tuple(_oddities(task, seen, dev, labels, counting)), seen.fingerprint(dev)
+    )
+
+
+def _training(task: Task[Any, Any], config: ExamplesConfig, counting: Counting, held_out: list[Any]) -> Iterator[Any]:
+    """The training examples. Where dev has no files of its own, a share of them goes to `held_out` in their place.
+
+    By a hash of the text: equal texts are on the same side, whatever the seed, so that seeds can be compared.
+    """
+    taken = 0
+    for example in _read(task, config.train, config, counting):
+        if not config.dev and _hash(task.text(example)) / 2**64 < config.dev_share:
+            held_out.append(example)
+        elif config.max_train_examples is None or taken < config.max_train_examples:
+            taken += 1
+            yield example
+
+
+def _hash(text: str) -> int:
+    """64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def training_features(
+    bound: BoundTask[Any, Any], train: Collection[Any], folder: Path | None = None
+) -> Sequence[Feature]:
+    """What a model reads of training examples; of `Streamed` ones on disk, in `folder` (None: where temporary files are)."""
+    if not isinstance(train, Streamed):
+        return bound.features(list(train))
+
+    def chunks() -> Iterator[list[Feature]]:
+        examples, first = iter(train), 0
+        while some := list(itertools.islice(examples, _AT_ONCE)):
+            yield [dataclasses.replace(one, example=first + one.example) for one in bound.features(some)]
+            first += len(some)
+
+    return StoredFeatures(chunks(), folder)
 
 
 def _read(task: Task[Any, Any], sources: Sequence[str], config: ExamplesConfig, counting: Counting) -> Iterator[Any]:
@@ -57,37 +132,53 @@ def _read(task: Task[Any, Any], sources: Sequence[str], config: ExamplesConfig, 
                 counting(record.place, str(error))
 
 
-def _split(task: Task[Any, Any], examples: Sequence[Any], share: float) -> tuple[list[Any], list[Any]]:
-    """Train and dev, by a hash of the text: equal texts are on the same side, whatever the seed, so that seeds can be compared."""
-    train, dev = [], []
-    for example in examples:
-        text = task.text(example).encode("utf8", "surrogatepass")
-        number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
-        (dev if number < share else train).append(example)
-    return train, dev
+class _Seen:
+    """What is kept of training examples that have gone by."""
+
+    def __init__(self, task: Task[Any, Any]):
+        self._task, self._digest = task, hashlib.sha256()
+        self._texts = array.array("Q")
+        self.labels: set[str] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self._texts)
+
+    def add(self, example: Any) -> None:
+        self._digest.update(_bytes(example))
+        self._texts.append(_hash(self._task.text(example)))
+        self.labels.update(self._task.labels_of(example))
+
+    def again(self, examples: Sequence[Any]) -> int:
+        """How many of these have the text of one that has gone by."""
+        texts = np.array([_hash(self._task.text(example)) for example in examples], np.uint64)
+        return int(np.isin(texts, np.frombuffer(self._texts, np.uint64)).sum())
+
+    def fingerprint(self, dev: Sequence[Any]) -> str:
+        """As in `Examples`."""
+        digest = self._digest.copy()
+        digest.update(f"{self.count} {len(dev)}".encode())
+        for example in dev:
+            digest.update(_bytes(example))
+        return digest.hexdigest()
 
 
-def _digest(*splits: Sequence[Any]) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        for example in (len(split), *split):
-            digest.update(repr(example).encode("utf8", "surrogatepass"))
-    return digest.hexdigest()
+def _bytes(example: Any) -> bytes:
+    return repr(example).encode("utf8", "surrogatepass")
 
 
 def _oddities(
-    task: Task[Any, Any], train: Sequence[Any], dev: Sequence[Any], labels: Sequence[str], counting: Counting
+    task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], labels: Sequence[str], counting: Counting
 ) -> Iterator[str]:
     if counting.count:
         yield f"{counting.count:,} rows are left out: {'; '.join(counting.first)}"
-    learnt = {label for example in train for label in task.labels_of(example)}
+    learnt = seen.labels
     measured = {label for example in dev for label in task.labels_of(example)}
     if only := sorted(measured - learnt):
         yield f"labels that dev has and train has not, so that they cannot be learnt: {_some(only)}"
     if empty := [label for label in labels if label not in learnt | measured and learnt and learnt <= {*labels}]:
         yield f"labels without an example in train: {_some(empty)}"
-    texts = {task.text(example) for example in train}
-    if again := sum(task.text(example) in texts for example in dev):
+    if again := seen.again(dev):
         yield f"{again:,} of {len(dev):,} texts in dev are in train too: what is measured on them is no test"
 
 

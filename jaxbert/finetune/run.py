@@ -20,17 +20,17 @@ from jaxbert import run_folder
 from jaxbert.config import ConfigError, ModelConfig, TrainConfig
 from jaxbert.data.examples import (
     Arrays,
-    Feature,
     Layout,
     TrainingBatches,
     evaluation_batches,
     layout_of,
     part,
 )
+from jaxbert.data.features import Feature
 from jaxbert.finetune import lora, report
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
-from jaxbert.finetune.examples import Examples, read_all
+from jaxbert.finetune.examples import Examples, read_all, training_features
 from jaxbert.finetune.result import FinetuneResult
 from jaxbert.finetune.search import Hopeless, load_suggest, search
 from jaxbert.finetune.seeds import finetune_seeds
@@ -151,15 +151,12 @@ class _Run:
         encoder = _encoder(config, source)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         self.model_config: ModelConfig = encoder.config
-        self.train_split, self.dev, self.test = (
-            _Split(some, self.bound.features(some)) for some in (examples.train, examples.dev, examples.test)
-        )
+        train = training_features(self.bound, examples.train, Path(config.workdir))
+        self.dev, self.test = (_Split(some, self.bound.features(some)) for some in (examples.dev, examples.test))
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
         # A test set that is given later must not change how training examples share rows.
-        self.layout: Layout = layout_of(self.train_split.features, rows_multiple)
-        self.batches = TrainingBatches(
-            self.train_split.features, config.train.batch_size, self.layout, config.seed, self.bound.together
-        )
+        self.layout: Layout = layout_of(train, rows_multiple)
+        self.batches = TrainingBatches(train, config.train.batch_size, self.layout, config.seed, self.bound.together)
         steps = _steps(config, self.batches.num_batches)
         self._num_steps = steps.num_steps
         self.config = dataclasses.replace(
@@ -287,11 +284,11 @@ class _Run:
         return FinetuneResult(workdir, model, outcome.step, *measures, self.bound.metric)
 
     def _facts(self, outcome: _Outcome, seconds: float) -> dict[str, str]:
-        sizes = {"train": self.train_split, "dev": self.dev, "test": self.test}
+        sizes = {"train": self.examples.train, "dev": self.examples.dev, "test": self.examples.test}
         return {
             "started from": self.source.name,
             "parameters": f"{self.session.num_parameters:,}",
-            "examples": ", ".join(f"{len(split.examples):,} {name}" for name, split in sizes.items() if split.examples),
+            "examples": ", ".join(f"{len(split):,} {name}" for name, split in sizes.items() if split),
             "epochs": f"{self.config.train.epochs:g}",
             "steps": f"{outcome.result.step:,}, the best checkpoint is of step {outcome.step:,}",
             "batch": f"{self.config.train.batch_size} sequences in rows of {self.layout.row_length} tokens",

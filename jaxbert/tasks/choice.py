@@ -1,7 +1,7 @@
 """Multiple choice: which of several continuations or answers is the right one (Devlin et al. 2018, section 4.4)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, Record
 from jaxbert.finetune.config import ChoiceConfig
 from jaxbert.model.classifiers import BertForMultipleChoice
@@ -101,12 +101,12 @@ class MultipleChoice(Task[Choices, Chosen]):
         """The place of the right one."""
         return (str(example.right + self.settings.first_number),)
 
-    def labels(self, train: Sequence[Choices]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Choices]) -> tuple[str, ...]:
         """The places that there are."""
         first = self.settings.first_number
         return tuple(str(n + first) for n in range(max((len(example.choices) for example in train), default=0)))
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Choices], encoder: Encoder) -> "BoundMultipleChoice":
+    def bind(self, labels: tuple[str, ...], train: Collection[Choices], encoder: Encoder) -> "BoundMultipleChoice":
         """With a head."""
         return BoundMultipleChoice(self.settings, labels, encoder)
 

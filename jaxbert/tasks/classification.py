@@ -1,8 +1,9 @@
 """Classification: a class for each text or pair of texts, several classes, or a number (Devlin et al. 2018, section 4.1)."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ClassificationConfig
 from jaxbert.model.classifiers import BertForSequenceClassification
@@ -91,7 +92,7 @@ class Classification(Task[Text, Judgement]):
         """Its classes."""
         return example.labels
 
-    def labels(self, train: Sequence[Text]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Text]) -> tuple[str, ...]:
         """Those that are listed, or those of the training rows; "number" for a regression."""
         if self.settings.target == "regression":
             return ("number",)
@@ -100,14 +101,15 @@ class Classification(Task[Text, Judgement]):
             raise ExamplesError(f"data.train has {len(found)} classes ({', '.join(found)}): there must be at least two")
         return found
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Text], encoder: Encoder) -> "BoundClassification":
+    def bind(self, labels: tuple[str, ...], train: Collection[Text], encoder: Encoder) -> "BoundClassification":
         """With a head for these classes, and the weights that the training rows give them."""
         return BoundClassification(self.settings, labels, self._weights(labels, train), encoder)
 
-    def _weights(self, labels: Sequence[str], train: Sequence[Text]) -> dict[str, float]:
+    def _weights(self, labels: Sequence[str], train: Collection[Text]) -> dict[str, float]:
         if self.settings.class_weights == "none" or self.settings.target != "class":
             return dict.fromkeys(labels, 1.0)
-        counts = {label: sum(example.labels == (label,) for example in train) for label in labels}
+        found = collections.Counter(example.labels for example in train)
+        counts = {label: found[label,] for label in labels}
         seen = sum(count > 0 for count in counts.values())
         # As scikit-learn's "balanced": the mean over the training rows is 1.
         return {label: len(train) / (seen * count) if count else 1.0 for label, count in counts.items()}

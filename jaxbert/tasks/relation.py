@@ -5,7 +5,7 @@ The markers are tokens that every vocabulary has, "@" around the first entity an
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tokenizers import Encoding
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
@@ -93,7 +93,7 @@ class Relation(Task[Pair, Related]):
         """Its relation."""
         return (example.label,)
 
-    def labels(self, train: Sequence[Pair]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Pair]) -> tuple[str, ...]:
         """Those that are listed, or those of the training rows."""
         found = self.settings.labels or sorted_labels((example.label,) for example in train)
         if len(found) < 2:
@@ -102,7 +102,7 @@ class Relation(Task[Pair, Related]):
             )
         return found
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Pair], encoder: Encoder) -> "BoundRelation":
+    def bind(self, labels: tuple[str, ...], train: Collection[Pair], encoder: Encoder) -> "BoundRelation":
         """With a head for these relations."""
         return BoundRelation(self.settings, labels, encoder)
 

@@ -7,7 +7,7 @@ belongs to itself under other dropout (SimCSE, Gao et al. 2021).
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
@@ -93,11 +93,11 @@ class Similarity(Task[Related, Vectors]):
         """There are none."""
         return ()
 
-    def labels(self, train: Sequence[Related]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Related]) -> tuple[str, ...]:
         """There are none."""
         return ()
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Related], encoder: Encoder) -> "BoundSimilarity":
+    def bind(self, labels: tuple[str, ...], train: Collection[Related], encoder: Encoder) -> "BoundSimilarity":
         """On an encoder."""
         return BoundSimilarity(self.settings, encoder)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 from tokenizers import Encoding, Tokenizer
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, Record
 from jaxbert.finetune.config import SpanConfig
 from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
@@ -93,11 +93,11 @@ class SpanAnswering(Task[Question, Answered]):
         """None: answers are no labels."""
         return ()
 
-    def labels(self, train: Sequence[Question]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Question]) -> tuple[str, ...]:
         """transformers' names of the two logits."""
         return ("LABEL_0", "LABEL_1")
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Question], encoder: Encoder) -> "BoundSpanAnswering":
+    def bind(self, labels: tuple[str, ...], train: Collection[Question], encoder: Encoder) -> "BoundSpanAnswering":
         """With a head for spans. No answer is possible where a training question has none."""
         return BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tokenizers import Encoding
 
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import TaggingConfig
 from jaxbert.model.classifiers import BertForTokenClassification
@@ -155,7 +155,7 @@ class Tagging(Task[Sentence, Tagged]):
         """The types of its entities, or its tags."""
         return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
 
-    def labels(self, train: Sequence[Sentence]) -> tuple[str, ...]:
+    def labels(self, train: Collection[Sentence]) -> tuple[str, ...]:
         """The tags: those of the types that are listed, or that the training sentences have."""
         types = self.settings.labels or sorted_labels(self.labels_of(example) for example in train)
         if not types:
@@ -164,7 +164,7 @@ class Tagging(Task[Sentence, Tagged]):
             return types
         return entities.tag_set(types, self.settings.scheme)
 
-    def bind(self, labels: tuple[str, ...], train: Sequence[Sentence], encoder: Encoder) -> "BoundTagging":
+    def bind(self, labels: tuple[str, ...], train: Collection[Sentence], encoder: Encoder) -> "BoundTagging":
         """With a head for these tags."""
         return BoundTagging(self.settings, labels, encoder)
 

@@ -6,7 +6,7 @@ loop are those of pretraining.
 
 import abc
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jaxtyping import Array
 from tokenizers import Encoding, Tokenizer
 
 from jaxbert.config import ModelConfig
-from jaxbert.data.examples import Feature
+from jaxbert.data.features import Feature
 from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
@@ -89,11 +89,11 @@ class Task(abc.ABC, Generic[E, P]):
         """The labels of an example."""
 
     @abc.abstractmethod
-    def labels(self, train: Sequence[E]) -> tuple[str, ...]:
+    def labels(self, train: Collection[E]) -> tuple[str, ...]:
         """The labels of the task, in the order of their ids."""
 
     @abc.abstractmethod
-    def bind(self, labels: tuple[str, ...], train: Sequence[E], encoder: Encoder) -> "BoundTask[E, P]":
+    def bind(self, labels: tuple[str, ...], train: Collection[E], encoder: Encoder) -> "BoundTask[E, P]":
         """The task with a head for these labels."""
 
 

@@ -9,13 +9,13 @@ import pytest
 from jaxbert.data.examples import (
     SHORTEST_ROW,
     Arrays,
-    Feature,
     Layout,
     TrainingBatches,
     evaluation_batches,
     fill,
     layout_of,
 )
+from jaxbert.data.features import Feature
 from jaxbert.text.packing import pack
 
 

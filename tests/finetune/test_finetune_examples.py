@@ -1,17 +1,27 @@
 """What a run reads: train, dev and test, their labels, and what is odd about them."""
 
 import pathlib
+import tracemalloc
 
 import pytest
 from made_runs import write_table
 
+from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.labelled import ExamplesError
 from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig
-from jaxbert.finetune.examples import Examples, read_all
+from jaxbert.finetune.examples import Examples, read_all, training_features
 from jaxbert.tasks.registry import make_task
+from jaxbert.tasks.task import Encoder
+from jaxbert.text.wordpiece import train_tokenizer
 
 TRAIN = [("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")]
 DEV = [("five", "a"), ("six", "b")]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    tokenizer = train_tokenizer(["one two three 0123456789"] * 5, VocabularyConfig(size=160, min_frequency=1))
+    return Encoder(ModelConfig(vocab_size=tokenizer.get_vocab_size()), "bert", tokenizer, 64)
 
 
 def read(folder: pathlib.Path, train=TRAIN, dev=DEV, task: ClassificationConfig | None = None, **settings) -> Examples:
@@ -109,3 +119,61 @@ def test_the_fingerprint_sees_numbers_too(tmp_path: pathlib.Path):
 def test_the_labels_are_those_of_the_training_rows(tmp_path: pathlib.Path):
     """As task.labels says: a test set that is given later must not change the head."""
     assert read(tmp_path, test=(write_table(tmp_path / "test.tsv", [("x", "c")]),)).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("most", [None, 30])
+def test_a_stream_has_the_examples_that_memory_has(tmp_path: pathlib.Path, held_out: bool, most: int | None):
+    rows = [(f"text {n} is {'ab'[n % 2]}", "ab"[n % 2]) for n in range(60)]
+    settings = {"train": [*rows, ("\t", "a"), rows[3]], "dev": [] if held_out else [*DEV, rows[0]]}
+    settings |= {"max_train_examples": most, "bad_rows": "skip", "dev_share": 0.3}
+    kept, streamed = (read(tmp_path, streaming=streaming, **settings) for streaming in (False, True))
+    assert isinstance(kept.train, list)
+    assert not isinstance(streamed.train, list)
+    # It can be gone through again and again.
+    for _ in range(2):
+        assert list(streamed.train) == kept.train
+    assert len(streamed.train) == len(kept.train) == (most or len(kept.train))
+    assert (streamed.dev, streamed.labels, streamed.fingerprint) == (kept.dev, kept.labels, kept.fingerprint)
+    assert streamed.warnings == kept.warnings
+    assert any("rows are left out" in warning for warning in kept.warnings)
+
+
+def test_a_file_that_changes_under_a_stream_is_an_error(tmp_path: pathlib.Path):
+    examples = read(tmp_path, streaming=True)
+    write_table(tmp_path / "train.tsv", TRAIN[:3])
+    with pytest.raises(ExamplesError, match="had 4 examples, and 3 when it was read again"):
+        list(examples.train)
+
+
+def test_what_is_read_of_a_stream_is_what_is_read_of_memory(tmp_path: pathlib.Path, encoder: Encoder):
+    rows = [(f"one two three {n}", "ab"[n % 2]) for n in range(2500)]
+    task = make_task(ClassificationConfig(class_weights="balanced"))
+    found = []
+    for streaming in (False, True):
+        examples = read(tmp_path, train=rows, streaming=streaming)
+        bound = task.bind(examples.labels, examples.train, encoder)
+        found.append(training_features(bound, examples.train, tmp_path))
+    for kept, streamed in zip(*found, strict=True):
+        assert (kept.example, kept.values) == (streamed.example, streamed.values)
+        assert kept.input_ids == streamed.input_ids.tolist()
+
+
+def test_the_memory_of_a_stream_does_not_grow(tmp_path: pathlib.Path, encoder: Encoder):
+    def peak(rows: int) -> int:
+        train = [(f"one two three {n}", "ab"[n % 2]) for n in range(rows)]
+        path = write_table(tmp_path / "train.tsv", train)
+        del train
+        config = ExamplesConfig((path,), (write_table(tmp_path / "dev.tsv", DEV),), streaming=True)
+        task = make_task(ClassificationConfig())
+        tracemalloc.start()
+        examples = read_all(task, config)
+        features = training_features(task.bind(examples.labels, examples.train, encoder), examples.train, tmp_path)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(features) == rows
+        return found
+
+    few = peak(2000)
+    # In memory, five times as many rows take four times as much.
+    assert peak(10000) < 1.3 * few

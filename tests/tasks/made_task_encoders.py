@@ -10,7 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxbert.config import ModelConfig
-from jaxbert.data.examples import Feature, Layout, Placed, fill
+from jaxbert.data.examples import Layout, Placed, fill
+from jaxbert.data.features import Feature
 from jaxbert.tasks.task import BoundTask, Encoder
 from jaxbert.text.packing import pack
 from jaxbert.text.wordpiece import SPECIAL, bert_tokenizer
