@@ -1,0 +1,189 @@
+"""One training of a task from labelled examples: its parts, put together once, and its order."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbert.config import ConfigError, ModelConfig, TrainConfig
+from jaxbert.data.examples import (
+    Arrays,
+    Layout,
+    TrainingBatches,
+    evaluation_batches,
+    layout_of,
+    part,
+)
+from jaxbert.data.features import Feature
+from jaxbert.finetune import lora
+from jaxbert.finetune.config import FinetuneConfig
+from jaxbert.finetune.examples import Examples, training_features
+from jaxbert.finetune.search import Hopeless
+from jaxbert.finetune.source import Source
+from jaxbert.tasks.task import BoundTask, Encoder, Task
+from jaxbert.train.checkpoint import Checkpoints
+from jaxbert.train.evaluate import Totals
+from jaxbert.train.freezing import Frozen
+from jaxbert.train.loop import FitResult
+from jaxbert.train.session import Session
+from jaxbert.train.sharding import process_slice
+from jaxbert.train.state import TrainState
+from jaxbert.train.step import make_outputs_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    result: FitResult
+    state: TrainState
+    """Of the best checkpoint."""
+    step: int
+    best: Mapping[str, float]
+    """Its measures on dev."""
+    given_up: bool = False
+    """It ended before its time because it was hopeless."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    examples: Sequence[Any]
+    features: Sequence[Feature]
+
+
+class Training:
+    """The parts of a run, built once."""
+
+    def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
+        self.source, self.examples = source, examples
+        encoder = encoder_of(config, source)
+        self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
+        self.model_config: ModelConfig = encoder.config
+        train = training_features(self.bound, examples.train, Path(config.workdir))
+        self.dev, self.test = (Split(some, self.bound.features(some)) for some in (examples.dev, examples.test))
+        rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
+        # A test set that is given later must not change how training examples share rows.
+        self.layout: Layout = layout_of(train, rows_multiple)
+        self.batches = TrainingBatches(train, config.train.batch_size, self.layout, config.seed, self.bound.together)
+        steps = _steps(config, self.batches.num_batches)
+        self._num_steps = steps.num_steps
+        self.config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
+        )
+        frozen = config.optimizer.freeze_embeddings or config.optimizer.freeze_layers > 0
+        self.adapted = lora.adapted(config, self.bound, source)
+        task_of_step = self.adapted or (Frozen(self.bound, config.optimizer) if frozen else self.bound)
+        self.session = Session(self.config, steps, task_of_step, self.adapted and self.adapted.trained)
+        outputs = self.adapted.outputs if self.adapted else self.bound.outputs
+        self._outputs = make_outputs_step(outputs, self.session.shardings, self.session.mesh)
+
+    def train(self, hopeless: Hopeless | None = None) -> Outcome:
+        """Restore or create the state, and train it to the end, to a signal, or until it is hopeless."""
+        given_up = False
+        with Checkpoints(self.config.workdir, self.config.checkpoint, highest=self.bound.metric) as checkpoints:
+            state = self.session.start(checkpoints, self._start())
+            self._check_measure(state)
+
+            def evaluate(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+                found = self.evaluate(state, self.dev, should_stop)
+                return None if found is None else found[0]
+
+            def enough(step: int) -> bool:
+                nonlocal given_up
+                every, patience = self.config.checkpoint.every, self.config.train.patience
+                if hopeless is not None and step < self._num_steps:
+                    checkpoints.wait()
+                    record = checkpoints.record(step)
+                    value = (
+                        None if record is None or record.evaluation is None else record.evaluation[self.bound.metric]
+                    )
+                    given_up = hopeless(step // every, math.nan if value is None else value)
+                    if given_up:
+                        return True
+                if patience is None:
+                    return False
+                checkpoints.wait()
+                best = checkpoints.best_step()
+                return best is not None and step - best >= patience * every
+
+            headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
+            result = self.session.fit(state, self._batches, evaluate, checkpoints, enough=enough, headline=headline)
+            if given_up:
+                return Outcome(result, result.state, result.step, result.evaluation or {}, given_up=True)
+            step = checkpoints.best_step()
+            if result.interrupted or step is None or step == result.step:
+                return Outcome(result, result.state, result.step, result.evaluation or {})
+            record = checkpoints.record(step)
+            best = (record.evaluation if record else None) or {}
+            return Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
+
+    def _check_measure(self, state: TrainState) -> None:
+        """Raise ConfigError where the best checkpoint cannot be chosen by the measure, before anything is trained."""
+        few = self.dev.examples[:1]
+        found = self.evaluate(state, Split(few, self.bound.features(few)))
+        if found is None:
+            return
+        # The best checkpoint has the highest value, which of an error is the worst.
+        lowest = {"loss", "mse", *self.bound.loss_weights}
+        names = [name for name in found[0] if name not in lowest]
+        if self.bound.metric not in names:
+            what = "is the better the lower it is" if self.bound.metric in lowest else "is no measure of this task"
+            raise ConfigError(f"task.metric {self.bound.metric!r} {what}: choose one of {', '.join(names)}")
+
+    def _start(self) -> Mapping[str, Any] | None:
+        """The parameters to start with: those of the source that the task has, without the blocks that start anew."""
+        if self.source.params is None:
+            return None
+        shapes = jax.eval_shape(self.bound.init, jax.random.key(0))
+        params = {name: dict(tree) for name, tree in self.source.params.items() if name in shapes}
+        first = self.model_config.num_layers - self.config.train.reinit_layers
+        for name in list(params["encoder"]):
+            block = re.fullmatch(r"layers_(\d+)", name)
+            if block and int(block[1]) >= first:
+                del params["encoder"][name]
+        return params
+
+    def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
+        return self.batches.batches(first_step, last_step, *process_slice(self.session.mesh))
+
+    def evaluate(
+        self, state: TrainState, split: Split, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], list[Any]] | None:
+        """Measures, and a prediction for each example; None where `should_stop` said so between two batches."""
+        totals = Totals()
+        found: list[Mapping[str, np.ndarray]] = [{} for _ in split.features]
+        mine = process_slice(self.session.mesh)
+        layout = layout_of([*split.features, *self.dev.features], self.layout.rows_multiple)
+        for placed in evaluation_batches(split.features, layout):
+            if should_stop():
+                return None
+            sums, outputs = jax.device_get(self._outputs(state, self.session.put(part(placed.arrays, *mine))))
+            totals.add(sums)
+            for feature, values in placed.outputs_of(split.features, outputs):
+                found[feature] = values
+        predictions = self.bound.decode(split.examples, split.features, found)
+        measures = self.bound.score(split.examples, predictions)
+        return {**totals.means(self.bound.loss_weights), **measures}, predictions
+
+
+def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
+    model = source.with_dropout(config)
+    # Longer sequences have no positions.
+    max_length = min(config.data.max_length, model.max_position_embeddings)
+    return Encoder(model, source.family, source.tokenizer, max_length)
+
+
+def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:
+    train = config.train
+    return TrainConfig(
+        num_steps=max(math.ceil(train.epochs * in_epoch), 1),
+        batch_size=train.batch_size,
+        accumulation_steps=train.accumulation_steps,
+        max_nonfinite_steps=train.max_nonfinite_steps,
+        log_every=train.log_every,
+        evaluate_every=max(round(in_epoch / train.evaluations), 1),
+        prefetch=train.prefetch,
+    )
