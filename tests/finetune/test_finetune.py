@@ -98,7 +98,7 @@ def test_the_exported_model_says_the_same_in_transformers(
     finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path
 ):
     from jaxbert.finetune.examples import read_all
-    from jaxbert.finetune.run import _Run
+    from jaxbert.finetune.training import Training
     from jaxbert.tasks.registry import make_task
 
     config, result = finished
@@ -116,7 +116,7 @@ def test_the_exported_model_says_the_same_in_transformers(
         theirs = peer.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1).numpy()
     task = make_task(config.task)
     examples = read_all(task, config.data)
-    run = _Run(config, task, examples, source.find_source(config, texts, pathlib.Path(config.workdir)))
+    run = Training(config, task, examples, source.find_source(config, texts, pathlib.Path(config.workdir)))
     with Checkpoints(config.workdir, config.checkpoint, highest="accuracy") as checkpoints:
         state = checkpoints.restore(result.step, run.session.abstract)
     found = run.evaluate(state, run.dev)
