@@ -75,7 +75,7 @@ COMMANDS: Mapping[str, Command] = {
         _prepare,
     ),
     "convert": Command("Write anyone's checkpoint as a Hugging Face, TensorFlow or Flax one.", _convert),
-    "predict": Command("Fill masks, judge next sentences or embed: lines of text in, lines of JSON out.", _predict),
+    "predict": Command("Classify, tag, answer, fill masks, embed, ...: lines of text in, lines of JSON out.", _predict),
 }
 
 

@@ -47,7 +47,9 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     """The decoder of the MLM head is the word table, as in BERT. False: it is a table of its own."""
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    """Feed-forward and MLM-head activation; "gelu" is the exact (erf) form, "gelu_tanh" Google's original approximation."""
+    """Feed-forward activation; "gelu" is the exact (erf) form, "gelu_tanh" Google's original approximation."""
+    mlm_activation: Literal["gelu", "gelu_tanh", "relu"] | None = None
+    """MLM-head activation. None: `activation`, as in BERT; the heads of RoBERTa, XLM-R and ELECTRA have "gelu" whatever that is."""
     hidden_dropout: float = 0.1
     """Dropout rate on embeddings and on each sublayer's output, 0 to 1."""
     attention_dropout: float = 0.1

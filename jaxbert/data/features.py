@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast, overload
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 Numbers = int | float | Sequence[int] | Sequence[float]
 
@@ -27,6 +27,8 @@ class Feature:
     """Name -> a number or a vector for the sequence: [R, S] or [R, S, n]."""
     positions: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
     """Name -> one or several places in the sequence, from 0; in a batch they are places in the row."""
+    cut: bool = False
+    """Whether tokens of the example were left out, so that it fits."""
     host: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What decoding needs beside the outputs; it goes into no batch."""
 
@@ -41,16 +43,18 @@ class StoredFeatures(Sequence[Feature]):
 
     chunks: the features in their order, some at a time. folder: where there is room for them, 4 bytes for each number; None: where
     temporary files are.
-    In memory there are 12 bytes for each feature.
+    In memory there are 13 bytes for each feature.
     """
 
     def __init__(self, chunks: Iterable[Sequence[Feature]], folder: Path | None):
         columns: dict[tuple[str, str], _Column] = {}
         lengths: list[np.ndarray] = []
         examples: list[np.ndarray] = []
+        cut: list[np.ndarray] = []
         for chunk in chunks:
             lengths.append(lengths_of(chunk).astype(np.int32))
             examples.append(examples_of(chunk))
+            cut.append(np.array([feature.cut for feature in chunk], bool))
             for feature in chunk:
                 for place, numbers in _parts(feature):
                     if place not in columns:
@@ -61,6 +65,8 @@ class StoredFeatures(Sequence[Feature]):
         """Tokens of each."""
         self.examples: Int[np.ndarray, " n"] = np.concatenate([np.zeros(0, np.int64), *examples])
         """Number of the example of each."""
+        self.cut: Bool[np.ndarray, " n"] = np.concatenate([np.zeros(0, bool), *cut])
+        """Whether tokens were left out of each."""
         self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         self._arrays = {place: column.mapped() for place, column in columns.items()}
 
@@ -80,7 +86,8 @@ class StoredFeatures(Sequence[Feature]):
         for (part, name), array in self._arrays.items():
             found[part][name] = array[span] if _by_token((part, name)) else array[number]
         own = found.pop("")
-        return Feature(int(self.examples[number]), own["input_ids"], own["token_type_ids"], **found)
+        cut = bool(self.cut[number])
+        return Feature(int(self.examples[number]), own["input_ids"], own["token_type_ids"], **found, cut=cut)
 
 
 def lengths_of(features: Sequence[Feature]) -> Int[np.ndarray, " n"]:
@@ -95,6 +102,13 @@ def examples_of(features: Sequence[Feature]) -> Int[np.ndarray, " n"]:
     if isinstance(features, StoredFeatures):
         return features.examples
     return np.array([feature.example for feature in features], np.int64)
+
+
+def cut_of(features: Sequence[Feature]) -> Bool[np.ndarray, " n"]:
+    """Whether tokens were left out of each feature."""
+    if isinstance(features, StoredFeatures):
+        return features.cut
+    return np.array([feature.cut for feature in features], bool)
 
 
 def _parts(feature: Feature) -> Iterable[tuple[tuple[str, str], Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxbert.data.features import Feature, examples_of, lengths_of
+from jaxbert.data.features import Feature, cut_of, examples_of, lengths_of
 from jaxbert.finetune.examples import Examples, training_features
 from jaxbert.tasks.task import BoundTask, Encoder, Task
 
@@ -20,23 +20,38 @@ def describe(task: Task[Any, Any], bound: BoundTask[Any, Any], examples: Example
     lines = [f"warning: {warning}" for warning in examples.warnings]
     for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
         if split:
-            lines += _split(name, task, split, training_features(bound, split), encoder)
+            lines += _split(name, task, split, training_features(bound, split), encoder, not bound.together)
     lines.append("the first examples, as the model reads them:")
-    for feature in bound.features(list(itertools.islice(examples.train, _FIRST))):
-        lines += [f"  {line}" for line in _as_read(feature, encoder)]
+    first = bound.features(list(itertools.islice(examples.train, _FIRST)))
+    for _, group in itertools.groupby(first, key=lambda feature: feature.example):
+        some = list(group)
+        for feature in some if bound.together else some[:1]:
+            lines += [f"  {line}" for line in _as_read(feature, encoder)]
+        if len(some) > 1 and not bound.together:
+            lines.append(f"    and {len(some) - 1} more windows")
     return lines
 
 
 def _split(
-    name: str, task: Task[Any, Any], split: Collection[Any], features: Sequence[Feature], encoder: Encoder
+    name: str,
+    task: Task[Any, Any],
+    split: Collection[Any],
+    features: Sequence[Feature],
+    encoder: Encoder,
+    windows: bool,
 ) -> list[str]:
     lengths = lengths_of(features)
-    # Of a text in windows every one but the last is full.
-    full = len(np.unique(examples_of(features)[lengths == encoder.max_length]))
+    sequences = np.unique(examples_of(features), return_counts=True)[1]
+    shortened = {
+        f"are cut to data.max_length ({encoder.max_length})": len(np.unique(examples_of(features)[cut_of(features)]))
+    }
+    if windows:
+        shortened[f"are read in windows of {encoder.max_length}"] = int((sequences > 1).sum())
+    shares = ", ".join(f"{count:,} examples ({count / len(split):.1%}) {what}" for what, count in shortened.items())
     found = ", ".join(f"{p} % up to {np.percentile(lengths, p, method='higher'):.0f}" for p in _PERCENTILES)
     lines = [
         f"{name}: {len(split):,} examples in {len(features):,} sequences of {lengths.sum():,} tokens",
-        f"  lengths: {found}; {full:,} examples ({full / len(split):.1%}) reach data.max_length ({encoder.max_length})",
+        f"  lengths: {found}; {shares}",
     ]
     counts = collections.Counter(label for example in split for label in task.labels_of(example))
     total = sum(counts.values())

@@ -30,6 +30,7 @@ from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import Totals
 from jaxbert.train.freezing import Frozen
 from jaxbert.train.loop import FitResult
+from jaxbert.train.processes import say
 from jaxbert.train.session import Session
 from jaxbert.train.sharding import process_slice
 from jaxbert.train.state import TrainState
@@ -171,7 +172,11 @@ class Training:
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
     model = source.with_dropout(config)
-    # Longer sequences have no positions.
+    if config.data.max_length > model.max_position_embeddings:
+        say(
+            f"warning: data.max_length is {config.data.max_length}, and the model has {model.max_position_embeddings} positions: "
+            "sequences are no longer than that"
+        )
     max_length = min(config.data.max_length, model.max_position_embeddings)
     return Encoder(model, source.family, source.tokenizer, max_length)
 

@@ -48,11 +48,11 @@ def zeros(*axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
 
-def activation(config: ModelConfig) -> Callable[[jax.Array], jax.Array]:
-    """The nonlinearity of the feed-forward layers and of the MLM head."""
-    if config.activation == "gelu":
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The nonlinearity of this name, one of ModelConfig.activation's."""
+    if name == "gelu":
         return gelu
-    if config.activation == "gelu_tanh":
+    if name == "gelu_tanh":
         return lambda x: jax.nn.gelu(x, approximate=True)
     return jax.nn.relu
 
@@ -244,7 +244,7 @@ class FeedForward(nn.Module):
             dot_general=flat_dot_general,
             name="intermediate",
         )(x_BxLxD)
-        hidden_BxLxF = constrain(activation(config)(hidden_BxLxF), ("batch", "length", "mlp"))
+        hidden_BxLxF = constrain(activation(config.activation)(hidden_BxLxF), ("batch", "length", "mlp"))
         output_BxLxD = nn.Dense(
             config.hidden_size,
             dtype=dtype,

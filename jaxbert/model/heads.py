@@ -40,7 +40,7 @@ class MlmHead(nn.Module):
             dot_general=flat_dot_general,
             name="dense",
         )(hidden_BxPxD)
-        x_BxPxE = layer_norm(config, "layer_norm")(activation(config)(x_BxPxE))
+        x_BxPxE = layer_norm(config, "layer_norm")(activation(config.mlm_activation or config.activation)(x_BxPxE))
         bias_V = cast(jax.Array, self.param("bias", zeros("vocab"), (config.padded_vocab_size,), jnp.float32))
         # Through the bias, padding is masked at the cost of one vector; softmax then gives its table rows no gradient.
         real_V = jnp.arange(config.padded_vocab_size) < cast(int, config.vocab_size)

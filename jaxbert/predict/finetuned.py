@@ -1,8 +1,9 @@
 """What a fine-tuned model says of texts: classes, entities, relations, answers and choices, through the tasks' own features and decoding."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 from jaxbert.data.examples import Layout, evaluation_batches
 from jaxbert.finetune.config import ChoiceConfig, ClassificationConfig, RelationConfig, SpanConfig, TaggingConfig
 from jaxbert.predict.batches import row_lengths
-from jaxbert.predict.texts import TextError
+from jaxbert.predict.texts import PredictError, TextError
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
 from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
@@ -21,6 +22,8 @@ from jaxbert.tasks.tagging import BoundTagging, Sentence
 from jaxbert.tasks.task import NO_ANSWER, TASK, BoundTask, Encoder
 from jaxbert.tasks.words import words_of
 from jaxbert.weights.load import Loaded
+
+R = TypeVar("R")
 
 
 class Entity(TypedDict):
@@ -33,6 +36,13 @@ class Entity(TypedDict):
     start: int
     end: int
     """In characters of the text."""
+
+
+class Cut(NamedTuple, Generic[R]):
+    """Results, one for each text, and how many of the texts were cut."""
+
+    results: list[R]
+    cut: int
 
 
 class FinetunedModel:
@@ -50,15 +60,23 @@ class FinetunedModel:
             for i in range(loaded.labels)
         )
         """Names of the classes, by their ids."""
+        if twice := [label for label, count in collections.Counter(self.labels).items() if count > 1]:
+            raise PredictError(
+                f"{loaded.source}: two of its classes are named {twice[0]!r}: give each a name of its own in id2label"
+            )
         self._programs: dict[type, Any] = {}
         settings = loaded.extra.get(TASK)
         self._settings: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
 
-    def classify(self, texts: Sequence[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    def classify(self, texts: Sequence[str | tuple[str, str]]) -> Cut[dict[str, Any]]:
         """Of each text or pair: the label (or labels, or number) and the scores of all."""
         problem = str(self._loaded.extra.get("problem_type"))
         target = {"multi_label_classification": "multi-label", "regression": "regression"}.get(problem, "class")
         target = "regression" if len(self.labels) == 1 else target
+        if target == "regression" and len(self.labels) > 1:
+            raise PredictError(
+                f"{self._loaded.source}: gives {len(self.labels)} numbers for a text, and classify gives one"
+            )
         task = BoundClassification(
             ClassificationConfig(target=target, **self._kept("threshold")),  # pyright: ignore[reportArgumentType]
             self.labels,
@@ -71,7 +89,8 @@ class FinetunedModel:
             for text in texts
         ]
         found = []
-        for one in self._predicted(task, examples):
+        predicted = self._predicted(task, examples)
+        for one in predicted.results:
             scores = {label: float(score) for label, score in zip(self.labels, one.scores, strict=True)}
             if target == "regression":
                 found.append({"number": float(one.scores[0])})
@@ -79,7 +98,7 @@ class FinetunedModel:
                 found.append({"labels": list(one.labels), "scores": scores})
             else:
                 found.append({"label": one.labels[0], "score": scores[one.labels[0]], "scores": scores})
-        return found
+        return Cut(found, predicted.cut)
 
     def tag(self, texts: Sequence[str]) -> list[list[Entity]]:
         """The entities of each text; where words have tags of their own, every word with its tag."""
@@ -92,7 +111,7 @@ class FinetunedModel:
             for text, words in zip(texts, places, strict=True)
         ]
         results = []
-        for text, words, one in zip(texts, places, self._predicted(task, examples), strict=True):
+        for text, words, one in zip(texts, places, self._predicted(task, examples).results, strict=True):
             spans = [(*place, tag) for place, tag in zip(words, one.tags, strict=True)] if words_alone else one.entities
             scores = one.word_scores if words_alone else one.scores
             results.append(
@@ -103,7 +122,7 @@ class FinetunedModel:
             )
         return results
 
-    def relate(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def relate(self, texts: Sequence[str]) -> Cut[dict[str, Any]]:
         """The relation of the entities that are marked in each text as <e1>..</e1> and <e2>..</e2>, and the scores of all."""
         task = BoundRelation(RelationConfig(), self.labels, self._encoder)
         examples, faults = [], {}
@@ -114,14 +133,16 @@ class FinetunedModel:
                 faults[number] = f"{error}: mark its entities as <e1>..</e1> and <e2>..</e2>"
         if faults:
             raise TextError(faults)
-        return [
+        predicted = self._predicted(task, examples)
+        results = [
             {
                 "label": one.label,
                 "score": float(one.scores.max()),
                 "scores": {label: float(score) for label, score in zip(self.labels, one.scores, strict=True)},
             }
-            for one in self._predicted(task, examples)
+            for one in predicted.results
         ]
+        return Cut(results, predicted.cut)
 
     def answer(self, questions: Sequence[str], contexts: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
         """The best answers to each question, the likeliest first, with the keys of transformers' question-answering pipeline.
@@ -136,7 +157,7 @@ class FinetunedModel:
         task = BoundSpanAnswering(settings, self.labels, self._encoder, may_be_empty)
         examples = [Question("", question, context, ()) for question, context in zip(questions, contexts, strict=True)]
         results = []
-        for one in self._predicted(task, examples):
+        for one in self._predicted(task, examples).results:
             others = [candidate for candidate in one.candidates if candidate != one.answer]
             results.append(
                 [
@@ -148,24 +169,26 @@ class FinetunedModel:
 
     def choose(
         self, contexts: Sequence[str], choices: Sequence[Sequence[str]], questions: Sequence[str | None]
-    ) -> list[dict[str, Any]]:
+    ) -> Cut[dict[str, Any]]:
         """Of each context: the best choice, and the scores of all."""
         task = BoundMultipleChoice(ChoiceConfig(), (), self._encoder)
         examples = [
             Choices(context, joined(question, some), 0)
             for context, some, question in zip(contexts, choices, questions, strict=True)
         ]
-        return [
+        predicted = self._predicted(task, examples)
+        results = [
             {"choice": one.choice, "score": float(one.scores[one.choice]), "scores": one.scores.tolist()}
-            for one in self._predicted(task, examples)
+            for one in predicted.results
         ]
+        return Cut(results, predicted.cut)
 
     def _kept(self, *names: str) -> dict[str, Any]:
         return {name: self._settings[name] for name in names if name in self._settings}
 
-    def _predicted(self, task: BoundTask[Any, Any], examples: Sequence[Any]) -> list[Any]:
+    def _predicted(self, task: BoundTask[Any, Any], examples: Sequence[Any]) -> Cut[Any]:
         if not examples:
-            return []
+            return Cut([], 0)
         program = self._programs.setdefault(type(task), jax.jit(task.outputs))
         features = task.features(examples)
         longest = max(len(feature.input_ids) for feature in features)
@@ -176,4 +199,4 @@ class FinetunedModel:
             _, outputs = program(self._params, jax.device_put(placed.arrays, self._rows))
             for feature, values in placed.outputs_of(features, jax.device_get(outputs)):
                 found[feature] = values
-        return task.decode(examples, features, found)
+        return Cut(task.decode(examples, features, found), len({one.example for one in features if one.cut}))

@@ -8,16 +8,17 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, get_args, overload
+from typing import Any, Literal, TypedDict, TypeVar, get_args, overload
 
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float
 from tokenizers import Encoding
 
 from jaxbert.config import Pooling
 from jaxbert.predict import programs
 from jaxbert.predict.batches import Item
-from jaxbert.predict.finetuned import FinetunedModel
+from jaxbert.predict.finetuned import Cut, FinetunedModel
 from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, fault_of, open_tokenizer
 from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.load import Loaded
@@ -36,6 +37,17 @@ HEADS: dict[Task, tuple[str, ...]] = {
 """What a task needs beside the encoder."""
 
 _SMALLEST_TOP_K = 8
+# Tasks that read the beginning of what is too long, whatever is asked for.
+CUT: tuple[Task, ...] = ("classify", "relate", "choose")
+R = TypeVar("R")
+
+
+def default_task(loaded: Loaded) -> Task:
+    """What a model was fine-tuned for; of others, to embed where it is an embedder, else to fill masks where it can."""
+    for task in ("classify", "tag", "relate", "answer", "choose"):
+        if HEADS[task][0] in loaded.groups:
+            return task
+    return "fill-mask" if loaded.embedder is None and "mlm" in loaded.groups else "embed"
 
 
 class Candidate(TypedDict):
@@ -71,7 +83,7 @@ class Predictor:
         long_texts: LongTexts = "truncate",
         tokens_per_batch: int | None = None,
     ):
-        if task is not None and task not in HEADS:
+        if task is not None and not (isinstance(task, str) and task in HEADS):
             raise PredictError(f"there is no task {task!r}: there are {', '.join(HEADS)}")
         if long_texts not in get_args(LongTexts):
             raise PredictError(f"long_texts is {long_texts!r}: choose one of {', '.join(get_args(LongTexts))}")
@@ -79,19 +91,24 @@ class Predictor:
             raise PredictError(f"{loaded.source}: came without a tokenizer: put its files beside the weights")
         self._source, self._config, self._embedder = loaded.source, loaded.config, loaded.embedder
         self._heads, self._loaded = loaded.groups, loaded
-        if task is not None:
-            self._need(task)
         positions = loaded.config.max_position_embeddings
         chosen = positions if max_length is None else max_length
         if max_length is None and loaded.embedder is not None and loaded.embedder.max_length is not None:
             chosen = min(loaded.embedder.max_length, positions)
-        if not isinstance(chosen, int) or not 3 <= chosen <= positions:
+        if not _is_whole(chosen) or not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
-        if tokens_per_batch is not None and tokens_per_batch < 1:
+        if tokens_per_batch is not None and not (_is_whole(tokens_per_batch) and tokens_per_batch >= 1):
             raise PredictError(f"tokens_per_batch {tokens_per_batch}: at least 1")
+        for path, leaf in traverse_util.flatten_dict(loaded.params, sep="/").items():
+            if not np.isfinite(np.asarray(leaf)).all():
+                raise PredictError(
+                    f"{loaded.source}: {path} is not finite: take an earlier checkpoint, or get it again"
+                )
         self.num_truncated: int = 0
         """Texts that were cut so far."""
         self._texts = TextEncoder(open_tokenizer(loaded.tokenizer), chosen, long_texts)
+        if task is not None:
+            self._need(task)
         self._runner = programs.Runner(loaded.params, chosen, tokens_per_batch)
 
     @property
@@ -113,7 +130,7 @@ class Predictor:
         """
         self._need("fill-mask")
         vocabulary = self._texts.vocabulary
-        if not isinstance(top_k, int) or not 1 <= top_k <= vocabulary.size:
+        if not _is_whole(top_k) or not 1 <= top_k <= vocabulary.size:
             raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
         many = _listed(texts)
         encoded = self._texts.encode(many, with_offsets=True)
@@ -193,6 +210,8 @@ class Predictor:
         pooling = embedder.pooling if pooling is None else pooling
         if pooling not in get_args(Pooling):
             raise PredictError(f"pooling is {pooling!r}: choose one of {', '.join(get_args(Pooling))}")
+        if not isinstance(prompt, str):
+            raise PredictError(f"prompt is {prompt!r}: it is a text")
         many = [_prepared(text, prompt, embedder.lowercase) for text in _listed(texts)]
         if pairs := {n: "is a pair: embed takes texts" for n, text in enumerate(many) if isinstance(text, tuple)}:
             raise TextError(pairs)
@@ -217,7 +236,12 @@ class Predictor:
         """
         self._need("classify")
         single = isinstance(texts, str | tuple)
-        found = self._finetuned.classify(self._checked([texts] if single else _listed(texts)))
+        many = self._checked([texts] if single else _listed(texts))
+        if faults := {
+            n: f"is {len(t)} texts: a pair has two" for n, t in enumerate(many) if isinstance(t, tuple) and len(t) != 2
+        }:
+            raise TextError(faults)
+        found = self._counted(self._finetuned.classify(many))
         return found[0] if single else found
 
     @overload
@@ -240,7 +264,7 @@ class Predictor:
     def relate(self, texts: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
         """The relation of the two entities that are marked in a text ("The <e1>ridge</e1> uprises from the <e2>surge</e2>.")."""
         self._need("relate")
-        found = self._finetuned.relate(self._checked(_listed(texts)))
+        found = self._counted(self._finetuned.relate(self._checked(_listed(texts))))
         return found[0] if isinstance(texts, str) else found
 
     @overload
@@ -256,7 +280,7 @@ class Predictor:
         questions, contexts = _listed(question), _listed(context)
         if isinstance(question, str) != isinstance(context, str) or len(questions) != len(contexts):
             raise PredictError("answer takes a question and a context, or two lists of the same length")
-        if not isinstance(top_k, int) or top_k < 1:
+        if not _is_whole(top_k) or top_k < 1:
             raise PredictError(f"top_k {top_k}: at least 1")
         found = self._finetuned.answer(self._checked(questions), self._checked(contexts), top_k)
         return found[0] if isinstance(question, str) else found
@@ -276,7 +300,10 @@ class Predictor:
         """
         self._need("choose")
         single = isinstance(context, str)
-        contexts, lists = _listed(context), [list(choices)] if single else [list(some) for some in choices]
+        contexts, lists = (
+            _listed(context),
+            [_listed(choices)] if single else [_listed(some) for some in _listed(choices)],
+        )
         questions: list[str | None] = [None] * len(contexts) if question is None else self._checked(_listed(question))
         if isinstance(choices, str) or not len(contexts) == len(lists) == len(questions):
             raise PredictError("choose takes a context and a list of choices, or two lists of the same length")
@@ -284,7 +311,7 @@ class Predictor:
             self._checked(some)
         if faults := {n: "has fewer than two choices" for n, some in enumerate(lists) if len(some) < 2}:
             raise TextError(faults)
-        found = self._finetuned.choose(self._checked(contexts), lists, questions)
+        found = self._counted(self._finetuned.choose(self._checked(contexts), lists, questions))
         return found[0] if single else found
 
     @functools.cached_property
@@ -301,6 +328,10 @@ class Predictor:
         if missing:
             there = ", ".join(self._heads) or "none"
             raise PredictError(f"{self._source}: {task} needs the head {missing[0]!r}, and its heads are: {there}")
+        if task in CUT and self._texts.long_texts == "window":
+            raise PredictError(
+                f"{task} reads no windows: leave out long_texts, and what is too long is cut with a warning"
+            )
 
     def _item(self, window: Encoding, position: int) -> Item:
         # Some tokenizers number the parts of a pair for models that do not tell them apart (RoBERTa).
@@ -339,14 +370,25 @@ class Predictor:
         return found
 
     def _warn_of_truncated(self, encoded: Sequence[Encoded]) -> None:
-        count = sum(one.truncated for one in encoded)
-        self.num_truncated += count
-        if count:
+        whole = "" if self._texts.long_texts == "window" else '; long_texts="window" reads single texts whole'
+        self._warn(sum(one.truncated for one in encoded), len(encoded), whole)
+
+    def _counted(self, found: Cut[R]) -> list[R]:
+        """What was found, with a warning where texts were cut."""
+        self._warn(found.cut, len(found.results), "")
+        return found.results
+
+    def _warn(self, cut: int, count: int, way: str) -> None:
+        self.num_truncated += cut
+        if cut:
             warnings.warn(
-                f"{count} of {len(encoded)} texts are longer than {self.max_length} tokens and were cut"
-                + ("" if self._texts.long_texts == "window" else '; long_texts="window" reads single texts whole'),
-                stacklevel=3,
+                f"{cut} of {count} texts are longer than {self.max_length} tokens and were cut{way}", stacklevel=4
             )
+
+
+def _is_whole(value: Any) -> bool:
+    # True and False are numbers to Python.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _listed(texts: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
 from jaxbert.config import Pooling
-from jaxbert.predict.predictor import Predictor, Task
+from jaxbert.predict.predictor import CUT, Predictor, Task, default_task
 from jaxbert.predict.texts import LongTexts, PredictError, TextError
 from jaxbert.weights.load import load
 
@@ -21,6 +21,7 @@ _KEEP_BYTES = "surrogateescape"
 # Tabs that a line may have.
 _TABS = {"next-sentence": range(1, 2), "answer": range(1, 2), "classify": range(2), "choose": range(2, sys.maxsize)}
 _TOP_K = 5
+_TOP_KS = ("fill-mask", "answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,8 @@ class PredictOptions:
 
     model: str
     """A folder that jaxbert.load takes (a run, a Hugging Face folder, ...), or a model's name on the hub."""
-    task: Task
-    """fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with tabs between
+    task: Task | None = None
+    """None: what the model was fine-tuned for, else fill-mask, or embed where there is no head for it. fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with tabs between
     their texts, next-sentence, answer (question, context), classify of pairs, choose (context, choice, choice, ...)."""
     input: str = "-"
     """File with a text on each line. -: standard input."""
@@ -57,9 +58,11 @@ class PredictOptions:
 def predict(options: PredictOptions) -> int:
     """Run the whole input; the number of its lines. Raises PredictError, naming the line, for one that cannot be served."""
     _check(options)
-    predictor = load(options.model).predictor(
-        options.task, max_length=options.max_length, long_texts=options.long_texts
-    )
+    loaded = load(options.model)
+    if options.task is None:
+        options = dataclasses.replace(options, task=default_task(loaded))
+        _check(options)
+    predictor = loaded.predictor(options.task, max_length=options.max_length, long_texts=options.long_texts)
     started, done, bad = time.monotonic(), 0, 0
     with _opened(options.input, "r") as lines, _opened(options.output, "w") as results, _progress() as advance:
         while chunk := _read(lines, options.lines_at_once, done):
@@ -82,7 +85,7 @@ def predict(options: PredictOptions) -> int:
     if predictor.num_truncated:
         _say(
             f"{predictor.num_truncated:,} of them are longer than {predictor.max_length} tokens and were cut"
-            + ("; --long-texts window reads them whole" if options.task != "next-sentence" else "")
+            + ("; --long-texts window reads them whole" if options.task not in ("next-sentence", *CUT) else "")
         )
     return done
 
@@ -96,11 +99,15 @@ def _check(options: PredictOptions) -> None:
     for name in ("lines_at_once", "top_k"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise PredictError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.output != "-" and pathlib.Path(options.output).is_dir():
+        raise PredictError(f"--output {options.output}: is a folder: name a file")
+    if options.task is None:
+        return
     given = [name for name in ("pooling", "normalize", "prompt") if getattr(options, name) is not None]
     if given and options.task != "embed":
         raise PredictError(f"--{given[0]} is for --task embed: leave it out for {options.task}")
-    if options.output != "-" and pathlib.Path(options.output).is_dir():
-        raise PredictError(f"--output {options.output}: is a folder: name a file")
+    if options.top_k is not None and options.task not in _TOP_KS:
+        raise PredictError(f"--top-k is for --task {' and '.join(_TOP_KS)}: leave it out for {options.task}")
 
 
 def _served(
@@ -132,7 +139,7 @@ def _line(answer: dict[str, Any]) -> str:
 
 def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]) -> list[dict[str, Any]]:
     """The result of each line. Raises TextError for lines that cannot be served."""
-    tabs = _TABS.get(options.task)
+    tabs = _TABS.get(options.task or "")
     faults = {n: _line_fault(line, tabs) for n, line in enumerate(lines)}
     if any(faults.values()):
         raise TextError({n: fault for n, fault in faults.items() if fault})

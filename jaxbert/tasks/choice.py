@@ -23,6 +23,7 @@ from jaxbert.tasks.task import (
     Task,
     column,
     encode,
+    is_cut,
     text_in,
     type_ids,
 )
@@ -147,7 +148,13 @@ class BoundMultipleChoice(BoundTask[Choices, Chosen]):
         encodings = encode(self.encoder, [(one.context, choice) for one in examples for choice in one.choices])
         places = [(n, choice) for n, one in enumerate(examples) for choice in range(len(one.choices))]
         return [
-            Feature(n, one.ids, type_ids(self.encoder, one), values={"right": int(choice == examples[n].right)})
+            Feature(
+                n,
+                one.ids,
+                type_ids(self.encoder, one),
+                values={"right": int(choice == examples[n].right)},
+                cut=is_cut(one),
+            )
             for (n, choice), one in zip(places, encodings, strict=True)
         ]
 

@@ -27,6 +27,7 @@ from jaxbert.tasks.task import (
     Task,
     column,
     encode,
+    is_cut,
     sorted_labels,
     text_in,
     type_ids,
@@ -174,7 +175,9 @@ class BoundClassification(BoundTask[Text, Judgement]):
         texts = [e.text if e.pair is None else (e.text, e.pair) for e in examples]
         encodings = encode(self.encoder, texts)
         return [
-            Feature(n, encoding.ids, type_ids(self.encoder, encoding), values=self._target(example))
+            Feature(
+                n, encoding.ids, type_ids(self.encoder, encoding), values=self._target(example), cut=is_cut(encoding)
+            )
             for n, (example, encoding) in enumerate(zip(examples, encodings, strict=True))
         ]
 

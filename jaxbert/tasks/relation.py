@@ -156,7 +156,8 @@ class BoundRelation(BoundTask[Pair, Related]):
         room = self.encoder.max_length - tokenizer.num_special_tokens_to_add(False)
         places = [_token_at(encoding, start) for start in starts]
         low, high = min(places), max(places) + 1
-        if len(encoding) > room:
+        cut = len(encoding) > room
+        if cut:
             # Entities that are further apart than that: the second one's marker is the last thing that is read.
             middle = (low + high - room) // 2 if high - low <= room else high - room
             first = min(max(middle, 0), len(encoding) - room)
@@ -171,6 +172,7 @@ class BoundRelation(BoundTask[Pair, Related]):
             type_ids(self.encoder, whole),
             values={"label": self._ids[example.label]},
             positions={"entities": [place + before for place in places]},
+            cut=cut,
         )
 
     def decode(

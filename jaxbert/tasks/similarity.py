@@ -6,6 +6,7 @@ belongs to itself under other dropout (SimCSE, Gao et al. 2021).
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.tasks import metrics
-from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, text_in, type_ids
+from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, is_cut, text_in, type_ids
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.embedder import Embedder
@@ -154,16 +155,13 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
     def features(self, examples: Sequence[Related]) -> list[Feature]:
         """A sequence for each text; a text that belongs to itself is there twice."""
         roles = [(n, role, text) for n, example in enumerate(examples) for role, text in self._texts(example)]
-        ids: dict[str, int] = {}
-        for _, _, text in roles:
-            ids.setdefault(text, len(ids))
         encodings = encode(self.encoder, [text for _, _, text in roles])
         found = []
         for (n, role, text), one in zip(roles, encodings, strict=True):
             example = examples[n]
             belongs = example.anchor if self._alone or example.positive is None else example.positive
-            values = {"role": role, "text": ids[text], "positive": ids[belongs]}
-            found.append(Feature(n, one.ids, type_ids(self.encoder, one), values=values))
+            values = {"role": role, "text": _number(text), "positive": _number(belongs)}
+            found.append(Feature(n, one.ids, type_ids(self.encoder, one), values=values, cut=is_cut(one)))
         return found
 
     @property
@@ -274,3 +272,8 @@ def _ranked(pairs: _Pairs) -> Iterator[tuple[str, int, int]]:
             # Of equally near texts the one that belongs comes last: vectors that are all alike find nothing.
             others = np.delete(row, belonging[example.anchor])
             yield example.anchor, 1 + int((others >= best).sum()), int(row.argmax())
+
+
+def _number(text: str) -> int:
+    """31 bits that tell a text from the others in its batch, whatever it was read together with."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf8", "surrogatepass"), digest_size=4).digest(), "big") >> 1

@@ -199,6 +199,11 @@ def encode(encoder: Encoder, texts: Sequence[Any], overlap: int | None = None) -
     return tokenizer.encode_batch(list(texts))
 
 
+def is_cut(encoding: Encoding) -> bool:
+    """Whether `encode`, without windows, left something out."""
+    return bool(encoding.overflowing)
+
+
 def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:
     """Token types; some tokenizers number the parts of a pair for models that do not tell them apart."""
     return encoding.type_ids if encoder.config.type_vocab_size > 1 else [0] * len(encoding)

@@ -58,6 +58,8 @@ OPTIONAL: Mapping[str, Any] = {
 }
 # modeling_distilbert.py builds its LayerNorms with this epsilon and has no token types.
 _FIXED: Mapping[Family, Mapping[str, Any]] = {"distilbert": {"layer_norm_epsilon": 1e-12, "type_vocab_size": 0}}
+# The MLM heads in modeling_roberta.py, modeling_xlm_roberta.py and modeling_electra.py do not look at hidden_act.
+_MLM_ACTIVATION: Mapping[Family, str] = dict.fromkeys(("roberta", "xlm-roberta", "electra"), "gelu")
 
 # transformers' names; all tanh forms are one formula (transformers/activations.py).
 _ACTIVATIONS = {
@@ -76,6 +78,12 @@ _UNCHANGED: Mapping[str, tuple[Any, ...]] = {
     "pruned_heads": (None, {}, []),
     "quantization_config": (None,),
     "auto_map": (None,),
+}
+# The same of ELECTRA's multiple choice (modeling_electra.py, ElectraSequenceSummary).
+_UNCHANGED_CHOICE: Mapping[str, tuple[Any, ...]] = {
+    "summary_type": (None, "first"),
+    "summary_use_proj": (None, True),
+    "summary_activation": ("gelu",),
 }
 _TIED = "tie_word_embeddings"
 # What other configurations of ours say, and a file would contradict.
@@ -159,8 +167,11 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
     model does not have.
     """
     family, architecture = _family(values, source)
-    for key, unchanged in _UNCHANGED.items():
-        if values.get(key) not in unchanged:
+    fixed = dict(_UNCHANGED)
+    if architecture == "ElectraForMultipleChoice":
+        fixed |= _UNCHANGED_CHOICE
+    for key, unchanged in fixed.items():
+        if values.get(key, unchanged[-1]) not in unchanged:
             raise WeightsError(
                 f"{source}: {key} {values[key]!r} is another computation than this encoder's: "
                 f"only {unchanged[-1]!r} can be loaded"
@@ -170,6 +181,8 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         if key not in values and field not in OPTIONAL:
             raise WeightsError(f"{source}: {key} is missing: take the config.json that belongs to the weights")
         fields[field] = _value(field, key, values.get(key, OPTIONAL.get(field)), source)
+    if _MLM_ACTIVATION.get(family, fields["activation"]) != fields["activation"]:
+        fields["mlm_activation"] = _MLM_ACTIVATION[family]
     if fields["hidden_size"] % fields["num_heads"]:
         heads, width = KEYS[family]["num_heads"], KEYS[family]["hidden_size"]
         raise WeightsError(
@@ -220,6 +233,13 @@ def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, A
     fixed = {field: getattr(config, field) for field in _FIXED.get(family, {})}
     if fixed != dict(_FIXED.get(family, {})):
         raise WeightsError(f"{family} has {_FIXED[family]} and the model {fixed}: export it as another family")
+    has_mlm = "mlm" in ARCHITECTURES[architecture][1]
+    head = config.mlm_activation or config.activation
+    if has_mlm and head != _MLM_ACTIVATION.get(family, config.activation):
+        raise WeightsError(
+            f"the MLM head has the activation {head} and {architecture} would have "
+            f"{_MLM_ACTIVATION.get(family, config.activation)}: export the encoder alone"
+        )
     return {**values, **own}
 
 
@@ -245,7 +265,7 @@ def fitting_architecture(
     held = {
         name: its
         for name, (its_family, its) in ARCHITECTURES.items()
-        if its_family == family and {*needed} <= {*its} <= {*groups}
+        if its_family == family and {*needed} <= {*its} and {*stored_groups(name, groups)} <= {*groups}
     }
     if not held:
         raise WeightsError(f"no class of {family}'s has the heads {', '.join(needed)} together: name an architecture")

@@ -60,7 +60,7 @@ def convert(
     architecture: str | None = None,
     extend_vocab: str | os.PathLike[str] | None = None,
     pooling: Pooling | None = None,
-    normalize: bool = True,
+    normalize: bool | None = None,
     overwrite: bool = False,
     **request: Any,
 ) -> Converted:
@@ -71,7 +71,8 @@ def convert(
         bert_model.ckpt, bert_config.json and vocab.txt; "flax": flax_model.msgpack for the Flax classes of transformers 4.
       architecture: transformers' class. None: the one that the source names, or that holds all of its heads.
       extend_vocab: a file with a word on each line; those that are no token yet become one (`extend_vocabulary`).
-      pooling, normalize: make it an embedder.
+      pooling: make it an embedder.
+      normalize: whether its vectors are scaled to length 1. None: as the embedder that it is, and of a new one yes.
       overwrite: replace a folder that is there.
       request: further arguments of `load`.
 
@@ -81,9 +82,8 @@ def convert(
     target = pathlib.Path(target).absolute()
     loaded = load(source, **request)
     chosen = _architecture(loaded, architecture, request.get("fresh", ()))
-    if pooling is not None:
-        embedder = dataclasses.replace(loaded.embedder or Embedder(pooling), pooling=pooling, normalize=normalize)
-        loaded = dataclasses.replace(loaded, embedder=embedder)
+    if pooling is not None or normalize is not None:
+        loaded = dataclasses.replace(loaded, embedder=_embedder(loaded, pooling, normalize))
     left_out = [group for group in loaded.groups if group not in ARCHITECTURES[chosen][1]]
     if loaded.embedder is not None and to != "huggingface":
         left_out.append("pooling of the embedder")
@@ -105,6 +105,19 @@ def convert(
         left_out=tuple(left_out),
         added=extended.added if extended else {},
         known=extended.known if extended else (),
+    )
+
+
+def _embedder(loaded: Loaded, pooling: Pooling | None, normalize: bool | None) -> Embedder:
+    """The embedder that the model is to be, of the one that it is."""
+    before = loaded.embedder
+    if before is None and pooling is None:
+        raise WeightsError(f"{loaded.source}: is no embedder that normalize would be of: say its pooling too")
+    known = before or Embedder(pooling or "mean", normalize=True)
+    return dataclasses.replace(
+        known,
+        pooling=pooling or known.pooling,
+        normalize=known.normalize if normalize is None else normalize,
     )
 
 

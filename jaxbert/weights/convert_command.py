@@ -25,8 +25,8 @@ class ConvertOptions:
     """File with a word on each line: those that are no token yet become one, embedded as the mean of their pieces."""
     pooling: Pooling | None = None
     """Make it an embedder for sentence-transformers: cls, mean or max."""
-    normalize: bool = True
-    """Embedder: scale vectors to length 1."""
+    normalize: bool | None = None
+    """Embedder: scale vectors to length 1. None: as the embedder that it is, and of a new one yes."""
     heads: tuple[str, ...] | None = None
     """Heads to take beside the encoder; none after --heads: the encoder alone. None: all that are there."""
     fresh: tuple[str, ...] = ()

@@ -212,3 +212,61 @@ def test_choices_are_torchs(tmp_path: pathlib.Path, family: str):
     assert one["choices"] == ["a dog", "it sees"]
     assert one["choice"] == ours.choose("a cat", ["a dog", "it sees"])["choice"]
     assert bad["error"] == "it has 1 tabs: put one between its texts"
+
+
+@pytest.mark.parametrize("task", ["classify", "choose"])
+def test_what_is_cut_is_said(tmp_path: pathlib.Path, task: str):
+    architecture = {"classify": "BertForSequenceClassification", "choose": "BertForMultipleChoice"}[task]
+    folder = write_model(tmp_path, "bert", architecture)
+    ours, long = predictor(folder, task=task), "cat " * 500
+    arguments = [["a cat", long]] if task == "classify" else [["a cat", long], [["sat", "ran"], ["sat", "ran"]]]
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than .* tokens and were cut$"):
+        getattr(ours, task)(*arguments)
+    assert ours.num_truncated == 1
+    with pytest.raises(PredictError, match="reads no windows"):
+        predictor(folder, task=task, long_texts="window")
+
+
+def test_models_that_say_two_things_are_refused(tmp_path: pathlib.Path):
+    names = {"id2label": {0: "A", 1: "A", 2: "B"}, "label2id": {"A": 1, "B": 2}}
+    twice = write_model(tmp_path / "twice", "bert", "BertForSequenceClassification", **names)
+    with pytest.raises(PredictError, match="two of its classes are named 'A'"):
+        predictor(twice).classify("a cat")
+    numbers = write_model(
+        tmp_path / "numbers", "bert", "BertForSequenceClassification", problem_type="regression", num_labels=3
+    )
+    with pytest.raises(PredictError, match="gives 3 numbers"):
+        predictor(numbers).classify("a cat")
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: pathlib.Path):
+    loaded = load(write_model(tmp_path, "bert", "BertForSequenceClassification"))
+    loaded.params["sequence"]["dense"]["bias"][0] = np.nan
+    with pytest.raises(PredictError, match="sequence/dense/bias is not finite"):
+        loaded.predictor()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda one: one.classify([("a", "b", "c")]), "is 3 texts: a pair has two"),
+        (lambda one: one.embed("a", prompt=5), "prompt is 5"),
+    ],
+)
+def test_arguments_of_another_kind(tmp_path: pathlib.Path, call, text: str):
+    folder = write_model(tmp_path, "bert", "BertForSequenceClassification")
+    with pytest.raises(PredictError, match=text):
+        call(predictor(folder))
+    for options in ({"task": ["embed"]}, {"max_length": True}, {"tokens_per_batch": "5"}):
+        with pytest.raises(PredictError):
+            predictor(folder, **options)
+
+
+def test_the_task_is_the_models_own_where_none_is_named(tmp_path: pathlib.Path):
+    folder = write_model(tmp_path / "model", "bert", "BertForSequenceClassification", **CLASSES)
+    (tmp_path / "texts").write_text("a cat\n")
+    options = {"model": str(folder), "input": str(tmp_path / "texts"), "output": str(tmp_path / "out")}
+    predict(PredictOptions(**options))
+    assert "label" in json.loads((tmp_path / "out").read_text())
+    with pytest.raises(PredictError, match="--top-k is for --task fill-mask and answer: leave it out for classify"):
+        predict(PredictOptions(**options, top_k=3))

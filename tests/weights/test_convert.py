@@ -304,3 +304,25 @@ def test_the_command(bert: pathlib.Path, tmp_path: pathlib.Path, repository: pat
     assert again.returncode == 2
     assert again.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "is there already" in again.stderr
+
+
+def test_an_encoder_without_a_pooler(bert: pathlib.Path, tmp_path: pathlib.Path):
+    """As sentence encoders are often stored; of RoBERTa and with a pooling too."""
+    found = convert(bert, tmp_path / "bare", heads=())
+    assert (found.architecture, load(found.folder).groups) == ("BertModel", ())
+    assert convert(found.folder, tmp_path / "again").architecture == "BertModel"
+    assert convert(found.folder, tmp_path / "flax", to="flax").architecture == "BertModel"
+    embedder = load(convert(found.folder, tmp_path / "embedder", pooling="mean").folder).embedder
+    assert embedder is not None
+    assert (embedder.pooling, embedder.normalize) == ("mean", True)
+
+
+def test_an_embedder_is_normalized_as_it_is_asked_for(bert: pathlib.Path, tmp_path: pathlib.Path):
+    convert(bert, tmp_path / "one", architecture="BertModel", pooling="cls")
+    for asked, expected in ((None, True), (False, False), (True, True)):
+        convert(tmp_path / "one", tmp_path / f"{asked}", normalize=asked)
+        embedder = load(tmp_path / f"{asked}").embedder
+        assert embedder is not None
+        assert (embedder.pooling, embedder.normalize) == ("cls", expected)
+    with pytest.raises(WeightsError, match="is no embedder that normalize would be of"):
+        convert(bert, tmp_path / "none", normalize=False)
