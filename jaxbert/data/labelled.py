@@ -4,6 +4,7 @@ Every record knows where it stands, so that whatever is wrong with it can be sai
 """
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -12,6 +13,7 @@ import json
 import lzma
 import pathlib
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +43,7 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
 # csv's own limit of 131,072 characters is less than some texts are long.
 _LONGEST_FIELD = 2**30
+_STANDARD_INPUT = "-"
 
 
 class ExamplesError(UserError):
@@ -110,6 +113,8 @@ def _files(source: str) -> list[str]:
     if not source:
         raise ExamplesError("a path of data.train, data.dev or data.test is empty: name a file")
     try:
+        if source == _STANDARD_INPUT or pathlib.Path(source).is_fifo():
+            return [source]
         filesystem, path = fsspec.core.url_to_fs(source)
         if filesystem.isfile(path):
             return [source]
@@ -140,7 +145,7 @@ def _format(path: str, config: ExamplesConfig) -> str:
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     """Number from 1 and text, with its line end. Bytes that are no UTF-8 stay in it as surrogates."""
     try:
-        with fsspec.open(path, "rb", compression="infer") as binary:
+        with _opened(path) as binary:
             # Lines end at \n alone: what else Unicode calls a line end may stand in a text.
             text = io.TextIOWrapper(binary, encoding="utf8", errors="surrogateescape", newline="\n")  # pyright: ignore[reportArgumentType]
             for number, line in enumerate(text, 1):
@@ -149,6 +154,14 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         raise ExamplesError(
             f"{path}: cannot be read ({(str(error) or 'it ends early').splitlines()[0]}): get the file again"
         ) from None
+
+
+def _opened(path: str) -> Any:
+    if path == _STANDARD_INPUT:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    if pathlib.Path(path).is_fifo():
+        return pathlib.Path(path).open("rb")
+    return fsspec.open(path, "rb", compression="infer")
 
 
 def _clean(text: str) -> str | None:

@@ -4,7 +4,7 @@ import array
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from jaxbert.finetune.builtin import builtin_records
 from jaxbert.finetune.config import ExamplesConfig
 from jaxbert.tasks.task import BoundTask, Task
 
-BUILTIN = "builtin"
+BUILTIN, MEMORY = "builtin", "memory"
+Tables = Mapping[str, Iterable[Mapping[str, Any]]]
+"""Rows of a program's own, by the split that they are: "train", "dev", "test"."""
 _NAMED = 5
 # Examples of a stream that are in memory together.
 _AT_ONCE = 1024
@@ -62,22 +64,29 @@ class Streamed(Collection[Any]):
         return any(one == example for one in self)
 
 
-def read_all(task: Task[Any, Any], config: ExamplesConfig) -> Examples:
-    """Read everything that a run needs, and look at it.
+def over_tables(config: ExamplesConfig, tables: Tables) -> ExamplesConfig:
+    """With what `tables` has in place of files. Raises ExamplesError for a table that is no split."""
+    if unknown := [name for name in tables if name not in ("train", "dev", "test")]:
+        raise ExamplesError(f"tables has {unknown[0]!r}: there are train, dev and test")
+    return dataclasses.replace(config, **dict.fromkeys(tables, (MEMORY,)))
+
+
+def read_all(task: Task[Any, Any], config: ExamplesConfig, tables: Tables | None = None) -> Examples:
+    """Read everything that a run needs, and look at it. `tables`: as in `over_tables`.
 
     Raises ExamplesError for files that are not there, and for rows that are not what they should be where that stops the run.
     """
-    counting, held_out = Counting(config), []
+    counting, held_out, tables = Counting(config), [], tables or {}
     train: Collection[Any] = []
     seen = _Seen(task)
-    for example in _training(task, config, counting, held_out):
+    for example in _training(task, config, counting, held_out, tables):
         seen.add(example)
         if not config.streaming:
             train.append(example)
     if config.streaming:
-        train = Streamed(lambda: _training(task, config, Counting(config), []), seen.count)
-    dev = list(_read(task, config.dev, config, counting)) if config.dev else held_out
-    test = list(_read(task, config.test, config, counting))
+        train = Streamed(lambda: _training(task, config, Counting(config), [], tables), seen.count)
+    dev = list(_read(task, "dev", config, counting, tables)) if config.dev else held_out
+    test = list(_read(task, "test", config, counting, tables))
     if not train or not dev:
         raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
     # A test set may be given later, and must not change what is trained.
@@ -87,13 +96,15 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig) -> Examples:
     )
 
 
-def _training(task: Task[Any, Any], config: ExamplesConfig, counting: Counting, held_out: list[Any]) -> Iterator[Any]:
+def _training(
+    task: Task[Any, Any], config: ExamplesConfig, counting: Counting, held_out: list[Any], tables: Tables
+) -> Iterator[Any]:
     """The training examples. Where dev has no files of its own, a share of them goes to `held_out` in their place.
 
     By a hash of the text: equal texts are on the same side, whatever the seed, so that seeds can be compared.
     """
     taken = 0
-    for example in _read(task, config.train, config, counting):
+    for example in _read(task, "train", config, counting, tables):
         if not config.dev and _hash(task.text(example)) / 2**64 < config.dev_share:
             held_out.append(example)
         elif config.max_train_examples is None or taken < config.max_train_examples:
@@ -122,14 +133,27 @@ def training_features(
     return StoredFeatures(chunks(), folder)
 
 
-def _read(task: Task[Any, Any], sources: Sequence[str], config: ExamplesConfig, counting: Counting) -> Iterator[Any]:
-    for source in sources:
-        records: Iterator[Record] = builtin_records() if source == BUILTIN else read_records(source, config, counting)
-        for record in records:
+def _read(
+    task: Task[Any, Any], split: str, config: ExamplesConfig, counting: Counting, tables: Tables
+) -> Iterator[Any]:
+    for source in getattr(config, split):
+        for record in _records(source, split, config, counting, tables):
             try:
                 yield task.parse(record)
             except BadRecordError as error:
                 counting(record.place, str(error))
+
+
+def _records(source: str, split: str, config: ExamplesConfig, counting: Counting, tables: Tables) -> Iterable[Record]:
+    if source == BUILTIN:
+        return builtin_records()
+    if source != MEMORY:
+        return read_records(source, config, counting)
+    if split not in tables:
+        raise ExamplesError(
+            f"data.{split} is {MEMORY}, the rows of a program: call finetune(config, tables) with them again"
+        )
+    return (Record(row, f"{split}:{number}") for number, row in enumerate(tables[split], 1))
 
 
 class _Seen:

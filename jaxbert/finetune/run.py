@@ -14,7 +14,7 @@ import jax
 from jaxbert import run_folder
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
-from jaxbert.finetune.examples import Examples, read_all
+from jaxbert.finetune.examples import Examples, Tables, over_tables, read_all
 from jaxbert.finetune.result import FinetuneResult
 from jaxbert.finetune.results import finish
 from jaxbert.finetune.search import Hopeless, load_suggest, search
@@ -26,16 +26,20 @@ from jaxbert.tasks.registry import make_task
 from jaxbert.train.processes import barrier, initialize, say
 
 
-def finetune(config: FinetuneConfig) -> FinetuneResult:
+def finetune(config: FinetuneConfig, tables: Tables | None = None) -> FinetuneResult:
     """Read the examples, train, evaluate, save and report, or go on with the run that `config.workdir` holds.
 
+    tables: rows in place of the files of data.train, data.dev or data.test, by "train", "dev", "test": mappings as JSONL would have
+    them, from anything that can be gone through again (with data.streaming they are gone through several times).
     With `config.seeds` above 1 it is a `SeedsResult`.
     Raises `UserError` with a text of one line for what the user can mend.
     """
     initialize(config.mesh, config.distributed)
+    tables = {} if tables is None else tables
+    config = dataclasses.replace(config, data=over_tables(config.data, tables))
     validate(config, jax.device_count())
     workdir = Path(config.workdir)
-    examples = read_all(make_task(config.task), config.data)
+    examples = read_all(make_task(config.task), config.data, tables)
     for warning in () if config.check_data else examples.warnings:
         say(f"warning: {warning}")
     if config.check_data or (config.seeds == 1 and config.search is None):
@@ -51,7 +55,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
         def train(one: FinetuneConfig, hopeless: Hopeless) -> FinetuneResult:
             same = (one.task, one.data) == (config.task, config.data)
-            return _finetune_once(one, examples if same else read_all(make_task(one.task), one.data), before, hopeless)
+            own = examples if same else read_all(make_task(one.task), one.data, tables)
+            return _finetune_once(one, own, before, hopeless)
 
         return search(config, suggest, train)
 

@@ -1,6 +1,11 @@
 """What a run reads: train, dev and test, their labels, and what is odd about them."""
 
+import dataclasses
+import io
+import os
 import pathlib
+import sys
+import threading
 import tracemalloc
 
 import pytest
@@ -8,8 +13,9 @@ from made_runs import write_table
 
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.labelled import ExamplesError
+from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig
-from jaxbert.finetune.examples import Examples, read_all, training_features
+from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Encoder
 from jaxbert.text.wordpiece import train_tokenizer
@@ -177,3 +183,53 @@ def test_the_memory_of_a_stream_does_not_grow(tmp_path: pathlib.Path, encoder: E
     few = peak(2000)
     # In memory, five times as many rows take four times as much.
     assert peak(10000) < 1.3 * few
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_program(tmp_path: pathlib.Path, streaming: bool):
+    task = make_task(ClassificationConfig())
+    tables = {
+        name: [{"text": text, "label": label} for text, label in rows]
+        for name, rows in (("train", TRAIN), ("dev", DEV))
+    }
+    config = over_tables(ExamplesConfig(streaming=streaming), tables)
+    found, files = read_all(task, config, tables), read(tmp_path)
+    assert list(found.train) == files.train
+    assert (found.dev, found.labels, found.fingerprint) == (files.dev, files.labels, files.fingerprint)
+    with pytest.raises(ExamplesError, match=r"^train:2: text is empty"):
+        read_all(task, config, tables | {"train": [tables["train"][0], {"text": "", "label": "a"}]})
+    # As from the config.json of such a run.
+    with pytest.raises(
+        ExamplesError, match=r"data.train is memory, the rows of a program: call finetune\(config, tables\)"
+    ):
+        read_all(task, config)
+    with pytest.raises(ExamplesError, match="tables has 'validation': there are train, dev and test"):
+        over_tables(config, {"validation": []})
+
+
+def test_a_pipe_and_standard_input(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    files, task = read(tmp_path), make_task(ClassificationConfig())
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    table = (tmp_path / "train.tsv").read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=(table,))
+    writer.start()
+    config = ExamplesConfig((str(pipe),), (str(tmp_path / "dev.tsv"),), format="tsv")
+    assert read_all(task, config).fingerprint == files.fingerprint
+    writer.join()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(table)))
+    assert read_all(task, dataclasses.replace(config, train=("-",))).fingerprint == files.fingerprint
+    with pytest.raises(ExamplesError, match="its form is not known by its suffix"):
+        read_all(task, dataclasses.replace(config, train=("-",), format="auto"))
+
+
+def test_the_share_that_is_cut_is_said(tmp_path: pathlib.Path, encoder: Encoder):
+    """A text that fits to the token is not cut."""
+    short = encoder._replace(max_length=5)
+    rows = [("one two three", "a"), ("one two three one", "b"), ("one", "a"), ("two one two three", "b")]
+    for streaming in (False, True):
+        examples = read(tmp_path, train=rows, streaming=streaming)
+        task = make_task(ClassificationConfig())
+        bound = task.bind(examples.labels, examples.train, short)
+        found = next(line for line in describe(task, bound, examples, short) if "are cut" in line)
+        assert "2 examples (50.0%) are cut to data.max_length (5)" in found
