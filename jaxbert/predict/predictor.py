@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, TypeVar, get_args, overload
+from typing import Any, TypeVar, get_args, overload
 
 import numpy as np
 from flax import traverse_util
@@ -19,46 +19,14 @@ from jaxbert.config import Pooling
 from jaxbert.predict import programs
 from jaxbert.predict.batches import Item
 from jaxbert.predict.finetuned import Cut, FinetunedModel
+from jaxbert.predict.masks import candidates, find_masks, mask_fault
+from jaxbert.predict.tasks import CUT, HEADS, Task
 from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, fault_of, open_tokenizer
 from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.load import Loaded
 
-Task = Literal["fill-mask", "next-sentence", "embed", "classify", "tag", "relate", "answer", "choose"]
-HEADS: dict[Task, tuple[str, ...]] = {
-    "fill-mask": ("mlm",),
-    "next-sentence": ("pooler", "nsp"),
-    "embed": (),
-    "classify": ("sequence",),
-    "tag": ("token",),
-    "relate": ("relation",),
-    "answer": ("span",),
-    "choose": ("choice",),
-}
-"""What a task needs beside the encoder."""
-
 _SMALLEST_TOP_K = 8
-# Tasks that read the beginning of what is too long, whatever is asked for.
-CUT: tuple[Task, ...] = ("classify", "relate", "choose")
 R = TypeVar("R")
-
-
-def default_task(loaded: Loaded) -> Task:
-    """What a model was fine-tuned for; of others, to embed where it is an embedder, else to fill masks where it can."""
-    for task in ("classify", "tag", "relate", "answer", "choose"):
-        if HEADS[task][0] in loaded.groups:
-            return task
-    return "fill-mask" if loaded.embedder is None and "mlm" in loaded.groups else "embed"
-
-
-class Candidate(TypedDict):
-    """One filling of a mask, with the keys of transformers' fill-mask pipeline."""
-
-    score: float
-    """Probability, 0 to 1."""
-    token: int
-    token_str: str
-    sequence: str
-    """What was read of the text (a window, where it is a long one), with the mask filled."""
 
 
 class Predictor:
@@ -134,8 +102,8 @@ class Predictor:
             raise PredictError(f"top_k {top_k}: the vocabulary has 1 to {vocabulary.size} tokens to give")
         many = _listed(texts)
         encoded = self._texts.encode(many, with_offsets=True)
-        masks = [self._masks(one) for one in encoded]
-        faults = [self._mask_fault(*one) for one in zip(many, encoded, masks, strict=True)]
+        masks = [find_masks(self._texts, one) for one in encoded]
+        faults = [mask_fault(self._texts, *one) for one in zip(many, encoded, masks, strict=True)]
         if any(faults):
             raise TextError({number: fault for number, fault in enumerate(faults) if fault})
         items = [self._item(window, position) for one in masks for window, position in one]
@@ -148,7 +116,7 @@ class Predictor:
             found = range(done, done + len(one))
             done += len(one)
             lists = [
-                self._candidates(window, position, scores[i], tokens[i], top_k, len(one))
+                candidates(self._texts, window, position, scores[i], tokens[i], top_k, len(one))
                 for i, (window, position) in zip(found, one, strict=True)
             ]
             results.append(lists[0] if len(lists) == 1 else lists)
@@ -337,37 +305,6 @@ class Predictor:
         # Some tokenizers number the parts of a pair for models that do not tell them apart (RoBERTa).
         types = window.type_ids if self._config.type_vocab_size > 1 else [0] * len(window)
         return Item(window.ids, types, position)
-
-    def _masks(self, encoded: Encoded) -> list[tuple[Encoding, int]]:
-        """Each mask of a text: the window that shows most of what is around it, and its position there."""
-        best: dict[tuple[int, int], tuple[int, Encoding, int]] = {}
-        for window in encoded.windows:
-            for position, token in enumerate(window.ids):
-                if token == self._texts.vocabulary.mask_id:
-                    around = min(position, len(window) - 1 - position)
-                    place = window.offsets[position]
-                    if place not in best or around > best[place][0]:
-                        best[place] = (around, window, position)
-        return [best[place][1:] for place in sorted(best)]
-
-    def _mask_fault(self, text: str, encoded: Encoded, masks: Sequence[object]) -> str | None:
-        """Why not every mask of a text can be filled."""
-        mask = self._texts.tokenizer.id_to_token(self._texts.vocabulary.mask_id) or ""
-        if encoded.truncated and text.count(mask) > len(masks):
-            return (
-                f'has a {mask} behind the {self.max_length} tokens that are read of it: long_texts="window" reads all'
-            )
-        return None if masks else f"has no {mask}: put one where a token is to be found"
-
-    def _candidates(
-        self, window: Encoding, position: int, scores: np.ndarray, tokens: np.ndarray, top_k: int, masks: int
-    ) -> list[Candidate]:
-        decode, ids, found = self._texts.tokenizer.decode, list(window.ids), []
-        for score, token in zip(scores[:top_k].tolist(), tokens[:top_k].tolist(), strict=True):
-            ids[position] = token
-            sequence = decode(ids, skip_special_tokens=masks == 1)
-            found.append(Candidate(score=score, token=token, token_str=decode([token], False), sequence=sequence))
-        return found
 
     def _warn_of_truncated(self, encoded: Sequence[Encoded]) -> None:
         whole = "" if self._texts.long_texts == "window" else '; long_texts="window" reads single texts whole'

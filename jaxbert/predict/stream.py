@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
 from jaxbert.config import Pooling
-from jaxbert.predict.predictor import CUT, Predictor, Task, default_task
+from jaxbert.predict.predictor import Predictor
+from jaxbert.predict.tasks import CUT, Task, default_task
 from jaxbert.predict.texts import LongTexts, PredictError, TextError
 from jaxbert.weights.load import load
 

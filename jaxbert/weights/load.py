@@ -25,7 +25,8 @@ from jaxbert.weights.tokenizer import find_tokenizer
 from jaxbert.weights.tree import Layout, Params
 
 if TYPE_CHECKING:
-    from jaxbert.predict.predictor import Predictor, Task
+    from jaxbert.predict.predictor import Predictor
+    from jaxbert.predict.tasks import Task
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
