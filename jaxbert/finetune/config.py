@@ -198,7 +198,7 @@ class FinetuneTrainConfig:
     evaluations: float = 1.0
     """Evaluations on dev in an epoch; there is always one at the end."""
     patience: int | None = None
-    """Stop after so many evaluations in a row that are below the best one. None: train to the end."""
+    """Stop after so many evaluations in a row that are not above the best one. None: train to the end."""
     log_every: int = 20
     """Steps between two lines of metrics; each is the mean over those steps."""
     max_nonfinite_steps: int = 10

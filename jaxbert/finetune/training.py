@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxbert.config import ConfigError, ModelConfig, TrainConfig
 from jaxbert.data.examples import (
@@ -23,6 +24,7 @@ from jaxbert.data.features import Feature
 from jaxbert.finetune import lora
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, training_features
+from jaxbert.finetune.report import logged
 from jaxbert.finetune.search import Hopeless
 from jaxbert.finetune.source import Source
 from jaxbert.tasks.task import BoundTask, Encoder, Task
@@ -105,8 +107,7 @@ class Training:
                         return True
                 if patience is None:
                     return False
-                checkpoints.wait()
-                best = checkpoints.best_step()
+                best = self._best_since()
                 return best is not None and step - best >= patience * every
 
             headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
@@ -119,6 +120,18 @@ class Training:
             record = checkpoints.record(step)
             best = (record.evaluation if record else None) or {}
             return Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
+
+    def _best_since(self) -> int | None:
+        """The step of the first evaluation that reached the best value so far; None where none was a number.
+
+        Of equal checkpoints the newest is kept, so that a plateau would look like one improvement after another.
+        """
+        # Only process 0 is sure to see what it has just logged, and all must stop together.
+        found = None
+        if jax.process_index() == 0:
+            found = first_best(logged(Path(self.config.workdir) / "metrics.jsonl", "heldout", self.bound.metric))
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
+        return None if step < 0 else step
 
     def _check_measure(self, state: TrainState) -> None:
         """Raise ConfigError where the best checkpoint cannot be chosen by the measure, before anything is trained."""
@@ -167,6 +180,11 @@ class Training:
         predictions = self.bound.decode(split.examples, split.features, found)
         measures = self.bound.score(split.examples, predictions)
         return {**totals.means(self.bound.loss_weights), **measures}, predictions
+
+
+def first_best(evaluations: Sequence[tuple[int, float]]) -> int | None:
+    """The step of the first of these (step, value) with the highest value."""
+    return max(evaluations, key=lambda one: one[1])[0] if evaluations else None
 
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:

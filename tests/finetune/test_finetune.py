@@ -20,7 +20,11 @@ from jaxbert.config import ConfigError, OptimizerConfig
 from jaxbert.data.labelled import ExamplesError
 from jaxbert.finetune import source
 from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, FinetuneTrainConfig
+from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.finetune.source import find_source
+from jaxbert.finetune.training import Training
+from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
 from jaxbert.train.checkpoint import Checkpoints
 
@@ -258,6 +262,26 @@ def test_a_run_without_a_model_goes_on_from_its_own(
     monkeypatch.setattr(source, "newest_run", lambda: result.model)
     finetune(config)
     assert report_of(config)["facts"]["started from"] == "a new small encoder"
+
+
+def test_a_plateau_ends_a_run_with_patience(
+    tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Values of an epoch each: the second is the best, and none of the three after it is above it."""
+    values = iter([0.4, 0.5, 0.5, 0.4, 0.5, 0.9])
+    monkeypatch.setattr(Training, "evaluate", lambda *_: ({"loss": 1.0, "accuracy": next(values)}, []))
+    monkeypatch.setattr(Training, "_check_measure", lambda *_: None)
+    config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(epochs=6, batch_size=80, patience=3))
+    examples = read_all(make_task(config.task), config.data)
+    source = find_source(config, (example.text for example in examples.train), tmp_path / "run", None)
+    outcome = Training(config, make_task(config.task), examples, source).train()
+    every = outcome.result.step // 5
+    assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "heldout"] == [
+        every * n for n in range(1, 6)
+    ]
+    assert next(values) == 0.9
+    # Of equal checkpoints the newest stays.
+    assert outcome.step == outcome.result.step
 
 
 def test_a_measure_that_there_is_not_is_refused(tables: pathlib.Path, tmp_path: pathlib.Path):
