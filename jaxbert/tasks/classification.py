@@ -25,10 +25,12 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     encode,
     sorted_labels,
     text_in,
+    too_few,
     type_ids,
     unknown_label,
 )
@@ -79,10 +81,13 @@ class Classification(Task[Text, Judgement]):
             if value is None or isinstance(value, dict):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             parts = value if isinstance(value, list | tuple) else str(value).split(settings.label_separator)
-            return Text(text, pair, tuple(dict.fromkeys(p for part in parts if (p := str(part).strip()))))
+            labels = tuple(dict.fromkeys(p for part in parts if (p := str(part).strip())))
+            check_listed(labels, settings.labels)
+            return Text(text, pair, labels)
         if value is None or isinstance(value, list | dict) or not str(value).strip():
             raise BadRecordError(f"{settings.label} is {value!r}, and no class")
-        return Text(text, pair, (str(value).strip(),))
+        check_listed((label := str(value).strip(),), settings.labels)
+        return Text(text, pair, (label,))
 
     def text(self, example: Text) -> str:
         """Both texts."""
@@ -93,12 +98,13 @@ class Classification(Task[Text, Judgement]):
         return example.labels
 
     def labels(self, train: Collection[Text]) -> tuple[str, ...]:
-        """Those that are listed, or those of the training rows; "number" for a regression."""
+        """Those that are listed, or those of the rows of train and dev; "number" for a regression."""
         if self.settings.target == "regression":
             return ("number",)
         found = self.settings.labels or sorted_labels(example.labels for example in train)
-        if len(found) < (1 if self.settings.target == "multi-label" else 2):
-            raise ExamplesError(f"data.train has {len(found)} classes ({', '.join(found)}): there must be at least two")
+        least = "one" if self.settings.target == "multi-label" else "two"
+        if len(found) < (1 if least == "one" else 2):
+            raise too_few("classes", found, self.settings.labels, least)
         return found
 
     def bind(self, labels: tuple[str, ...], train: Collection[Text], encoder: Encoder) -> "BoundClassification":

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.labelled import BadRecordError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
@@ -28,9 +28,11 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     sorted_labels,
     text_in,
+    too_few,
     type_ids,
     unknown_label,
 )
@@ -72,6 +74,7 @@ class Relation(Task[Pair, Related]):
         settings = self.settings
         text = text_in(record, settings.text, "task.text")
         label = text_in(record, settings.label, "task.label").strip()
+        check_listed((label,), settings.labels)
         if settings.spans is None:
             return Pair(*without_tags(text), label)
         spans = column(record, settings.spans, "task.spans")
@@ -94,12 +97,10 @@ class Relation(Task[Pair, Related]):
         return (example.label,)
 
     def labels(self, train: Collection[Pair]) -> tuple[str, ...]:
-        """Those that are listed, or those of the training rows."""
+        """Those that are listed, or those of the rows of train and dev."""
         found = self.settings.labels or sorted_labels((example.label,) for example in train)
         if len(found) < 2:
-            raise ExamplesError(
-                f"data.train has {len(found)} relations ({', '.join(found)}): there must be at least two"
-            )
+            raise too_few("relations", found, self.settings.labels)
         return found
 
     def bind(self, labels: tuple[str, ...], train: Collection[Pair], encoder: Encoder) -> "BoundRelation":

@@ -25,6 +25,7 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     encode,
     sorted_labels,
@@ -78,6 +79,11 @@ class Tagging(Task[Sentence, Tagged]):
 
     def parse(self, record: Record) -> Sentence:
         """A sentence of CoNLL's columns, or a text with its spans."""
+        sentence = self._parse(record)
+        check_listed(self.labels_of(sentence), self.settings.labels)
+        return sentence
+
+    def _parse(self, record: Record) -> Sentence:
         if "columns" in record.values:
             return self._from_columns(record.values["columns"])
         settings = self.settings
@@ -156,10 +162,10 @@ class Tagging(Task[Sentence, Tagged]):
         return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
 
     def labels(self, train: Collection[Sentence]) -> tuple[str, ...]:
-        """The tags: those of the types that are listed, or that the training sentences have."""
+        """The tags: those of the types that are listed, or that the sentences of train and dev have."""
         types = self.settings.labels or sorted_labels(self.labels_of(example) for example in train)
         if not types:
-            raise ExamplesError("data.train has no entities: check task.tag-column, task.spans and task.scheme")
+            raise ExamplesError("data.train and data.dev have no entities: check task.tag-column, task.spans and task.scheme")
         if self.settings.scheme == "words":
             return types
         return entities.tag_set(types, self.settings.scheme)

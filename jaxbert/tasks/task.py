@@ -90,7 +90,7 @@ class Task(abc.ABC, Generic[E, P]):
 
     @abc.abstractmethod
     def labels(self, train: Collection[E]) -> tuple[str, ...]:
-        """The labels of the task, in the order of their ids."""
+        """The labels of the task, in the order of their ids. `train`: the examples of train and dev."""
 
     @abc.abstractmethod
     def bind(self, labels: tuple[str, ...], train: Collection[E], encoder: Encoder) -> "BoundTask[E, P]":
@@ -227,7 +227,28 @@ def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else str))
 
 
+def check_listed(found: Iterable[str], listed: Sequence[str]) -> None:
+    """Raise BadRecordError for a label that is none of `listed`, which is task.labels; where that is empty, all are taken."""
+    unknown = [label for label in found if label not in listed] if listed else []
+    if unknown:
+        raise BadRecordError(f"label {unknown[0]!r} is not one of task.labels ({_some(listed)})")
+
+
+def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str = "two") -> ExamplesError:
+    """What is raised where there are not enough labels to tell apart. `listed`: task.labels."""
+    if listed:
+        return ExamplesError(f"task.labels has {len(found)} {kind} ({', '.join(found)}): list at least {least}, or none")
+    where = f"data.train and data.dev have {len(found)} {kind} ({', '.join(found)})"
+    return ExamplesError(f"{where}: there must be at least {least}")
+
+
 def unknown_label(label: str, labels: Sequence[str]) -> ExamplesError:
-    """What is raised for a label that the task has not."""
-    some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-    return ExamplesError(f"there is no label {label!r} in training, where there are {some}: list all with task.labels")
+    """What is raised for a label that only test examples have: those of train and dev are the task's."""
+    return ExamplesError(
+        f"data.test has the label {label!r}, and data.train and data.dev have {_some(labels)} alone: "
+        "leave such rows out, or list all labels in task.labels"
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")

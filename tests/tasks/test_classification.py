@@ -144,17 +144,27 @@ def test_labels_are_those_that_are_listed_or_found():
     assert Classification(ClassificationConfig(labels=("b", "a", "c"))).labels(texts("b")) == ("b", "a", "c")
     assert Classification(ClassificationConfig(target="regression")).labels(texts("")) == ("number",)
     assert Classification(ClassificationConfig(target="multi-label")).labels(texts("a")) == ("a",)
-    with pytest.raises(ExamplesError, match=r"data.train has 1 classes \(b\): there must be at least two"):
+    with pytest.raises(ExamplesError, match=r"data.train and data.dev have 1 classes \(b\): there must be at least two"):
         task.labels(texts("b", "b"))
+    with pytest.raises(ExamplesError, match=r"task.labels has 1 classes \(b\): list at least two, or none"):
+        Classification(ClassificationConfig(labels=("b",))).labels(texts("a", "b"))
 
 
 def test_an_unknown_label_is_named(encoder: Encoder):
     for target in ("class", "multi-label"):
         task = bound(encoder, texts("a", "b"), target=target, labels=("a", "b"))
-        with pytest.raises(ExamplesError, match=r"there is no label 'c' in training, where there are a, b: list all"):
+        with pytest.raises(ExamplesError, match=r"data.test has the label 'c', and data.train and data.dev have a, b alone"):
             task.features(texts("a", "c"))
     with pytest.raises(ExamplesError, match=r"task\.positive is 'c': it is none of the classes a, b"):
         bound(encoder, texts("a", "b"), positive="c")
+
+
+@pytest.mark.parametrize(("target", "label"), [("class", "neg"), ("multi-label", "pos, neg")])
+def test_a_label_that_is_not_listed_is_wrong_with_a_row(target: str, label: str):
+    settings = {"target": target, "labels": ("pos", "other")}
+    with pytest.raises(BadRecordError, match=r"label 'neg' is not one of task.labels \(pos, other\)"):
+        parse({"text": "a", "label": label}, **settings)
+    assert parse({"text": "a", "label": "other"}, **settings).labels == ("other",)
 
 
 def logits_and_batch(task: BoundClassification, examples: list[Text]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -132,10 +132,14 @@ def test_missing_columns_and_labels_are_told():
         task.parse(Record({"sentence": "x"}, "a:1"))
     with pytest.raises(BadRecordError, match="label is empty"):
         tagged("<e1> a </e1> <e2> b </e2>", " ")
-    with pytest.raises(ExamplesError, match=r"data.train has 1 relations \(Other\): there must be at least two"):
+    with pytest.raises(ExamplesError, match=r"data.train and data.dev have 1 relations \(Other\): there must be at least two"):
         task.labels([tagged("<e1> a </e1> <e2> b </e2>")])
-    with pytest.raises(ExamplesError, match="no label 'Cause' in training, where there are Other, "):
+    with pytest.raises(ExamplesError, match="data.test has the label 'Cause', and data.train and data.dev have Other, "):
         bind(wordpiece()).features([tagged("<e1> a </e1> <e2> b </e2>", "Cause")])
+    with pytest.raises(BadRecordError, match=r"label 'Cause' is not one of task.labels \(Other, Effect\)"):
+        Relation(RelationConfig(labels=("Other", "Effect"))).parse(
+            Record({"text": "<e1> a </e1> <e2> b </e2>", "label": "Cause"}, "a:1")
+        )
 
 
 # Markers.

@@ -206,11 +206,21 @@ def test_missing_columns_and_wrong_settings_are_told():
         spanned(TEXT, [], scheme="words")
     with pytest.raises(BadRecordError, match="text is empty"):
         spanned(" ", [])
-    with pytest.raises(ExamplesError, match=r"data.train has no entities: check task.tag-column"):
+    with pytest.raises(ExamplesError, match=r"data.train and data.dev have no entities: check task.tag-column"):
         Tagging(TaggingConfig()).labels([spanned(TEXT, [])])
     bound = bind(wordpiece())
-    with pytest.raises(ExamplesError, match=r"no label 'B-ORG' in training, where there are O, B-LOC, I-LOC, B-PER"):
+    with pytest.raises(ExamplesError, match=r"data.test has the label 'B-ORG', and data.train and data.dev have O, B-LOC"):
         bound.features([sentence_of("ACM/B-ORG")])
+
+
+def test_a_type_that_is_not_listed_is_wrong_with_a_sentence():
+    with pytest.raises(BadRecordError, match=r"label 'ORG' is not one of task.labels \(PER, LOC\)"):
+        sentence_of("a/B-PER b/B-ORG", labels=("PER", "LOC"))
+    with pytest.raises(BadRecordError, match=r"label 'ORG' is not one of task.labels \(PER\)"):
+        spanned(TEXT, [[0, 1, "ORG"]], labels=("PER",))
+    with pytest.raises(BadRecordError, match=r"label 'NN' is not one of task.labels \(DT\)"):
+        sentence_of("a/DT b/NN", labels=("DT",), scheme="words")
+    assert sentence_of("a/B-PER b/O", labels=("PER", "LOC")).tags == ("B-PER", "O")
 
 
 def test_labels_are_the_tags_of_the_types():
