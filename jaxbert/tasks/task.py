@@ -205,8 +205,14 @@ def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:
 
 
 def column(record: Record, name: str, field: str) -> Any:
-    """What stands in a column. Raises ExamplesError, naming the `field` of the configuration, where there is no such column."""
+    """What stands in a column.
+
+    Raises ExamplesError, naming the `field` of the configuration, where the file has no such column, and BadRecordError where only
+    this record has not, as a line of JSONL may.
+    """
     if name not in record.values:
+        if record.own_columns:
+            raise BadRecordError(f"has no {name!r}")
         there = ", ".join(map(repr, record.values))
         raise ExamplesError(f"{record.place}: has no column {name!r}: set {field} to one of {there}")
     return record.values[name]

@@ -122,6 +122,13 @@ def test_a_missing_column_stops_with_the_field_to_set(missing: str, field: str):
         parse(values, text_pair="text_b")
 
 
+def test_a_column_that_only_one_record_lacks_is_wrong_with_it():
+    task = Classification(ClassificationConfig())
+    for values, name in (({"text": "a"}, "label"), ({"label": "x"}, "text")):
+        with pytest.raises(BadRecordError, match=f"has no '{name}'"):
+            task.parse(Record(values, "a.jsonl:7", own_columns=True))
+
+
 def test_classes_are_sorted_and_numbers_by_their_value():
     assert sorted_labels([["b"], ["a", "c"], []]) == ("a", "b", "c")
     assert sorted_labels([["10"], ["9"], ["-1"]]) == ("-1", "9", "10")
