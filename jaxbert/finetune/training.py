@@ -62,6 +62,7 @@ class Training:
     def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
         self.source, self.examples = source, examples
         encoder = encoder_of(config, source)
+        _check_depth(config, encoder.config.num_layers)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         self.model_config: ModelConfig = encoder.config
         train = training_features(self.bound, examples.train, Path(config.workdir))
@@ -192,6 +193,19 @@ def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
     # Longer sequences have no positions.
     max_length = min(config.data.max_length, model.max_position_embeddings)
     return Encoder(model, source.family, source.tokenizer, max_length)
+
+
+def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
+    """Raise ConfigError where blocks are to be frozen or to start anew that there are not, or the same ones both."""
+    frozen, anew = config.optimizer.freeze_layers, config.train.reinit_layers
+    for name, count in (("optimizer.freeze_layers", frozen), ("train.reinit_layers", anew)):
+        if count > num_layers:
+            raise ConfigError(f"{name} is {count}, and the model has {num_layers} blocks: set it to at most that")
+    if frozen + anew > num_layers:
+        raise ConfigError(
+            f"optimizer.freeze_layers ({frozen}) and train.reinit_layers ({anew}) meet in a model of {num_layers} blocks: what "
+            "starts anew must be trained; lower one of them"
+        )
 
 
 def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:

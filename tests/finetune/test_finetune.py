@@ -22,7 +22,6 @@ from jaxbert.finetune import source
 from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, FinetuneTrainConfig
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
-from jaxbert.finetune.source import find_source
 from jaxbert.finetune.training import Training
 from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
@@ -264,6 +263,30 @@ def test_a_run_without_a_model_goes_on_from_its_own(
     assert report_of(config)["facts"]["started from"] == "a new small encoder"
 
 
+def training(config: FinetuneConfig) -> Training:
+    task = make_task(config.task)
+    examples = read_all(task, config.data)
+    found = source.find_source(config, map(task.text, examples.train), pathlib.Path(config.workdir), None)
+    return Training(config, task, examples, found)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "anew", "message"),
+    [
+        (0, 5, "train.reinit_layers is 5, and the model has 2 blocks"),
+        (3, 0, "optimizer.freeze_layers is 3, and the model has 2 blocks"),
+        (1, 2, r"optimizer.freeze_layers \(1\) and train.reinit_layers \(2\) meet in a model of 2 blocks"),
+    ],
+)
+def test_blocks_that_are_not_there_or_both_frozen_and_new_are_refused(
+    tables: pathlib.Path, tmp_path: pathlib.Path, frozen: int, anew: int, message: str
+):
+    config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(reinit_layers=anew))
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(freeze_layers=frozen))
+    with pytest.raises(ConfigError, match=message):
+        training(config)
+
+
 def test_a_plateau_ends_a_run_with_patience(
     tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -272,9 +295,7 @@ def test_a_plateau_ends_a_run_with_patience(
     monkeypatch.setattr(Training, "evaluate", lambda *_: ({"loss": 1.0, "accuracy": next(values)}, []))
     monkeypatch.setattr(Training, "_check_measure", lambda *_: None)
     config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(epochs=6, batch_size=80, patience=3))
-    examples = read_all(make_task(config.task), config.data)
-    source = find_source(config, (example.text for example in examples.train), tmp_path / "run", None)
-    outcome = Training(config, make_task(config.task), examples, source).train()
+    outcome = training(config).train()
     every = outcome.result.step // 5
     assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "heldout"] == [
         every * n for n in range(1, 6)
