@@ -65,6 +65,9 @@ class Training:
         _check_depth(config, encoder.config.num_layers)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         self.model_config: ModelConfig = encoder.config
+        dev_files = "data.dev" if config.data.dev else "data.train, of which dev is a share,"
+        self.bound.check_measurable(examples.dev, dev_files)
+        self.bound.check_measurable(examples.test, "data.test")
         train = training_features(self.bound, examples.train, Path(config.workdir))
         self.dev, self.test = (Split(some, self.bound.features(some)) for some in (examples.dev, examples.test))
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps

@@ -191,19 +191,22 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
             for one in by_role
         ]
 
+    def check_measurable(self, examples: Sequence[Related], files: str) -> None:
+        """Raise ExamplesError where a text has no second one, or a pair no score where `task.score` asks for one."""
+        if any(example.positive is None for example in examples):
+            raise ExamplesError(
+                f"{files} has texts without a second one in the column {self.settings.positive!r}: "
+                "name files of pairs there, which tell how good vectors are"
+            )
+        if self.settings.score is not None and any(math.isnan(example.score) for example in examples):
+            raise ExamplesError(
+                f"{files} has rows without a column {self.settings.score!r}: set task.score to one that dev and test have"
+            )
+
     def score(self, examples: Sequence[Related], predictions: Sequence[Vectors]) -> dict[str, float]:
         """spearman and pearson of the cosines with the scores; or mrr and recall of each anchor's positives among all texts."""
         pairs = list(zip(examples, predictions, strict=True))
-        if any(example.positive is None for example in examples):
-            raise ExamplesError(
-                f"data.dev has texts without a second one in the column {self.settings.positive!r}: "
-                "name files of pairs in data.dev, which tell how good vectors are"
-            )
         if self.settings.score is not None:
-            if any(math.isnan(example.score) for example in examples):
-                raise ExamplesError(
-                    f"data.dev has no column {self.settings.score!r}: set task.score to one that it has"
-                )
             gold = np.array([example.score for example in examples])
             found = np.array([float(one.anchor @ one.positive) for one in predictions if one.positive is not None])
             return {"spearman": metrics.spearman(gold, found), "pearson": metrics.pearson(gold, found)}

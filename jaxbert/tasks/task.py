@@ -164,6 +164,9 @@ class BoundTask(abc.ABC, Generic[E, P]):
     ) -> list[P]:
         """A prediction for each example; `outputs`: of each feature, those of tokens cut to its length."""
 
+    def check_measurable(self, examples: Sequence[E], files: str) -> None:  # noqa: B027
+        """Raise ExamplesError, before anything is trained, where examples lack what `score` needs. `files`: "data.dev"."""
+
     @abc.abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
         """Measures by name, 0 to 1 but for those of numbers."""

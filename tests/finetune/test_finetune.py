@@ -19,7 +19,13 @@ from safetensors.numpy import load_file
 from jaxbert.config import ConfigError, OptimizerConfig
 from jaxbert.data.labelled import ExamplesError
 from jaxbert.finetune import source
-from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, FinetuneTrainConfig
+from jaxbert.finetune.config import (
+    ClassificationConfig,
+    ExamplesConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    SimilarityConfig,
+)
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.finetune.training import Training
@@ -284,6 +290,18 @@ def test_blocks_that_are_not_there_or_both_frozen_and_new_are_refused(
     config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(reinit_layers=anew))
     config = dataclasses.replace(config, optimizer=OptimizerConfig(freeze_layers=frozen))
     with pytest.raises(ConfigError, match=message):
+        training(config)
+
+
+@pytest.mark.parametrize(("lacking", "files"), [("dev", "data.dev"), ("test", "data.test")])
+def test_files_without_scores_are_named_before_anything_is_trained(tmp_path: pathlib.Path, lacking: str, files: str):
+    for name in ("train", "dev", "test"):
+        rows = "anchor\tpositive\n" if name == lacking else "anchor\tpositive\tscore\n"
+        rows += "".join(f"a {n}\tb {n}\t{n}\n" for n in range(8)) if name != lacking else "a\tb\n"
+        (tmp_path / f"{name}.tsv").write_text(rows)
+    data = {name: (str(tmp_path / f"{name}.tsv"),) for name in ("train", "dev", "test")}
+    config = small(tmp_path, tmp_path / "run", task=SimilarityConfig(score="score"), data=ExamplesConfig(**data))
+    with pytest.raises(ExamplesError, match=f"{files} has rows without a column 'score'"):
         training(config)
 
 
