@@ -218,7 +218,8 @@ class BoundClassification(BoundTask[Text, Judgement]):
             return {"pearson": metrics.pearson(gold, found), "spearman": metrics.spearman(gold, found), "mse": error}
         exact = sum({*e.labels} == {*p.labels} for e, p in zip(examples, predictions, strict=True)) / len(examples)
         counts = self.counts(examples, predictions)
-        macro, micro = metrics.macro_f1(counts), metrics.together(counts).f1
+        macro = metrics.macro_f1(counts, unseen=self.settings.target == "multi-label")
+        micro = metrics.together(counts).f1
         scores = {"accuracy": exact, "macro_f1": macro, "micro_f1": micro}
         if self.settings.target == "class":
             scores["matthews"] = metrics.matthews(self._confusion(examples, predictions))

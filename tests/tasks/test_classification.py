@@ -358,6 +358,16 @@ def test_scores_of_several_classes(encoder: Encoder):
     assert task.confusion(gold, found) is None
 
 
+def test_the_mean_f1_of_several_classes_has_those_that_are_nowhere(encoder: Encoder):
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    gold = texts("a", "a,b")
+    task = bound(encoder, gold, target="multi-label", labels=("a", "b", "c", "d"))
+    found = judged(task, [[0.9, 0.1, 0.1, 0.1], [0.9, 0.1, 0.9, 0.1]])
+    truth, guess = [[1, 0, 0, 0], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 0, 1, 0]]
+    theirs = sklearn_metrics.f1_score(truth, guess, average="macro", zero_division=0)
+    assert task.score(gold, found)["macro_f1"] == pytest.approx(theirs) == 0.25
+
+
 def test_scores_of_numbers(encoder: Encoder):
     stats = pytest.importorskip("scipy.stats")
     numbers, guesses = [1.0, 2.0, 4.0, 3.0], [1.5, 2.0, 8.0, 2.0]
