@@ -49,7 +49,11 @@ _RESERVED = (
 ).split()
 
 # What Optuna says of a parameter that is drawn from elsewhere than before.
-_CHANGED = ("does not support dynamic value space", "Cannot set different distribution kind", "Cannot set different log")
+_CHANGED = (
+    "does not support dynamic value space",
+    "Cannot set different distribution kind",
+    "Cannot set different log",
+)
 
 
 def load_suggest(file: str) -> Suggest:

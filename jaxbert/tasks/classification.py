@@ -71,7 +71,7 @@ class Classification(Task[Text, Judgement]):
         value = column(record, settings.label, "task.label")
         if settings.target == "regression":
             try:
-                number = float(value)
+                number = math.nan if isinstance(value, bool) else float(value)
             except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not math.isfinite(number):
@@ -81,6 +81,8 @@ class Classification(Task[Text, Judgement]):
             if value is None or isinstance(value, dict):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             parts = value if isinstance(value, list | tuple) else str(value).split(settings.label_separator)
+            if any(part is None or isinstance(part, list | tuple | dict) for part in parts):
+                raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             labels = tuple(dict.fromkeys(p for part in parts if (p := str(part).strip())))
             check_listed(labels, settings.labels)
             return Text(text, pair, labels)

@@ -69,7 +69,11 @@ class Similarity(Task[Related, Vectors]):
             negatives = self._negatives(record, settings.negatives)
         if settings.score is not None and settings.score in record.values:
             try:
-                score = float(record.values[settings.score])
+                score = (
+                    math.nan
+                    if isinstance(record.values[settings.score], bool)
+                    else float(record.values[settings.score])
+                )
             except (TypeError, ValueError, OverflowError):
                 score = math.nan
             if not math.isfinite(score):

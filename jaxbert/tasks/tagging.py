@@ -101,6 +101,10 @@ class Tagging(Task[Sentence, Tagged]):
             raise BadRecordError(
                 f"has {width} columns: task.word-column {settings.word_column} or task.tag-column {settings.tag_column} is none"
             )
+        if settings.word_column % width == settings.tag_column % width:
+            raise BadRecordError(
+                f"has {width} columns: task.word-column {settings.word_column} and task.tag-column {settings.tag_column} are one"
+            )
         words = [line[settings.word_column] for line in columns]
         found = [line[settings.tag_column] for line in columns]
         text, places = " ".join(words), []
@@ -124,6 +128,8 @@ class Tagging(Task[Sentence, Tagged]):
         if len(values) != 3 or not all(type(v) is int for v in values[:2]) or not isinstance(values[2], str):
             raise BadRecordError(f"{span!r} is no span: [start, end, type] is one")
         start, end, kind = values
+        if not kind.strip():
+            raise BadRecordError(f"{span!r} has an empty type")
         end += self.settings.inclusive_ends
         if not 0 <= start < end <= len(text):
             raise BadRecordError(f"the span {start} to {end} is not in its text of {len(text)} characters")
@@ -165,7 +171,9 @@ class Tagging(Task[Sentence, Tagged]):
         """The tags: those of the types that are listed, or that the sentences of train and dev have."""
         types = self.settings.labels or sorted_labels(self.labels_of(example) for example in train)
         if not types:
-            raise ExamplesError("data.train and data.dev have no entities: check task.tag-column, task.spans and task.scheme")
+            raise ExamplesError(
+                "data.train and data.dev have no entities: check task.tag-column, task.spans and task.scheme"
+            )
         if self.settings.scheme == "words":
             return types
         return entities.tag_set(types, self.settings.scheme)

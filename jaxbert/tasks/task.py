@@ -246,7 +246,9 @@ def check_listed(found: Iterable[str], listed: Sequence[str]) -> None:
 def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str = "two") -> ExamplesError:
     """What is raised where there are not enough labels to tell apart. `listed`: task.labels."""
     if listed:
-        return ExamplesError(f"task.labels has {len(found)} {kind} ({', '.join(found)}): list at least {least}, or none")
+        return ExamplesError(
+            f"task.labels has {len(found)} {kind} ({', '.join(found)}): list at least {least}, or none"
+        )
     where = f"data.train and data.dev have {len(found)} {kind} ({', '.join(found)})"
     return ExamplesError(f"{where}: there must be at least {least}")
 

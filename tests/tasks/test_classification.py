@@ -100,7 +100,10 @@ BAD = [
     ({"text": "a", "label": math.inf}, {"target": "regression"}, "label is inf, and no number"),
     ({"text": "a", "label": 10**400}, {"target": "regression"}, "and no number"),
     ({"text": "a", "label": None}, {"target": "regression"}, "label is None, and no number"),
+    ({"text": "a", "label": True}, {"target": "regression"}, "label is True, and no number"),
     ({"text": "a", "label": None}, {"target": "multi-label"}, "label is None"),
+    ({"text": "a", "label": [["x"]]}, {"target": "multi-label"}, r"label is \[\['x'\]\], and no list of classes"),
+    ({"text": "a", "label": ["x", None]}, {"target": "multi-label"}, "and no list of classes"),
     ({"text": "a", "label": {"x": 1}}, {"target": "multi-label"}, "label is {'x': 1}"),
 ]
 
@@ -151,7 +154,9 @@ def test_labels_are_those_that_are_listed_or_found():
     assert Classification(ClassificationConfig(labels=("b", "a", "c"))).labels(texts("b")) == ("b", "a", "c")
     assert Classification(ClassificationConfig(target="regression")).labels(texts("")) == ("number",)
     assert Classification(ClassificationConfig(target="multi-label")).labels(texts("a")) == ("a",)
-    with pytest.raises(ExamplesError, match=r"data.train and data.dev have 1 classes \(b\): there must be at least two"):
+    with pytest.raises(
+        ExamplesError, match=r"data.train and data.dev have 1 classes \(b\): there must be at least two"
+    ):
         task.labels(texts("b", "b"))
     with pytest.raises(ExamplesError, match=r"task.labels has 1 classes \(b\): list at least two, or none"):
         Classification(ClassificationConfig(labels=("b",))).labels(texts("a", "b"))
@@ -160,7 +165,9 @@ def test_labels_are_those_that_are_listed_or_found():
 def test_an_unknown_label_is_named(encoder: Encoder):
     for target in ("class", "multi-label"):
         task = bound(encoder, texts("a", "b"), target=target, labels=("a", "b"))
-        with pytest.raises(ExamplesError, match=r"data.test has the label 'c', and data.train and data.dev have a, b alone"):
+        with pytest.raises(
+            ExamplesError, match=r"data.test has the label 'c', and data.train and data.dev have a, b alone"
+        ):
             task.features(texts("a", "c"))
     with pytest.raises(ExamplesError, match=r"task\.positive is 'c': it is none of the classes a, b"):
         bound(encoder, texts("a", "b"), positive="c")

@@ -176,6 +176,7 @@ def test_rows():
         ({"anchor": "a", "positive": ""}, {}, "positive is empty"),
         ({"anchor": "a", "positive": "b", "n": 3}, {"negatives": "n"}, "n is 3, and no text and no list of texts"),
         ({"anchor": "a", "positive": "b", "s": "high"}, {"score": "s"}, "s is 'high', and no number"),
+        ({"anchor": "a", "positive": "b", "s": True}, {"score": "s"}, "s is True, and no number"),
     ):
         with pytest.raises(BadRecordError, match=text):
             parse(values, **settings)
