@@ -38,7 +38,7 @@ _FORMATS = {
     ".annotated": "conll",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
+_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(?P<split>.+))?")
 # csv's own limit of 131,072 characters is less than some texts are long.
 _LONGEST_FIELD = 2**30
 
@@ -343,13 +343,15 @@ def _tfds(source: str) -> Iterator[Record]:
         raise ExamplesError(f"{source}: needs tensorflow-datasets: pip install tensorflow-datasets") from None
     match = _TFDS.fullmatch(source)
     if not match:
-        raise ExamplesError(f"{source}: is not of the form tfds:NAME/CONFIG:SPLIT, such as tfds:glue/sst2:train")
+        raise ExamplesError(
+            f"{source}: is not of the form tfds:NAME/CONFIG or tfds:NAME/CONFIG:SPLIT, such as tfds:glue/sst2:train"
+        )
     try:
         # Its types tell too little of a data set that is known by its name alone.
         builder: Any = tfds.builder(match["name"])
         if not builder.is_prepared():
             builder.download_and_prepare()
-        data = tfds.as_numpy(builder.as_dataset(split=match["split"], shuffle_files=False))
+        data = tfds.as_numpy(builder.as_dataset(split=match["split"] or "train", shuffle_files=False))
         kinds = builder.info.features
         for number, example in enumerate(data):
             yield Record({key: _plain(value, kinds[key]) for key, value in example.items()}, f"{source}:{number}")

@@ -163,7 +163,8 @@ class ExamplesConfig:
     """Labelled files, and how their rows become sequences."""
 
     train: tuple[str, ...] = ("builtin",)
-    """Files, globs, fsspec URLs, or tfds:NAME/CONFIG:SPLIT; builtin: which package a docstring of this Python comes from."""
+    """Files, globs, fsspec URLs, or tfds:NAME/CONFIG:SPLIT (without :SPLIT its train); builtin: which package a docstring of this Python
+    comes from."""
     dev: tuple[str, ...] = ()
     """What is evaluated on while training, in the same forms. Empty: dev_share of the training examples."""
     test: tuple[str, ...] = ()

@@ -466,12 +466,13 @@ def test_tfds_gives_texts_and_the_names_of_classes(tiny_labelled_set: pathlib.Pa
     ]
     assert places(source) == [":0", ":1", ":2"]
     assert len(values(f"{source}[:2]")) == 2
+    assert sorted(values("tfds:jaxbert_labelled/plain"), key=lambda row: row["sentence"]) == rows
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tfds:jaxbert_labelled", "is not of the form tfds:NAME/CONFIG:SPLIT"),
+        ("tfds::train", "is not of the form tfds:NAME/CONFIG or tfds:NAME/CONFIG:SPLIT"),
         ("tfds:jaxbert_labelled/plain:nope", "Unknown split 'nope'"),
         ("tfds:jaxbert_missing:train", "not found"),
     ],
