@@ -28,6 +28,7 @@ from jaxbert.tasks.task import (
     check_listed,
     column,
     encode,
+    number_in,
     sorted_labels,
     text_in,
     too_few,
@@ -68,15 +69,9 @@ class Classification(Task[Text, Judgement]):
         settings = self.settings
         text = text_in(record, settings.text, "task.text")
         pair = text_in(record, settings.text_pair, "task.text-pair") if settings.text_pair is not None else None
-        value = column(record, settings.label, "task.label")
         if settings.target == "regression":
-            try:
-                number = math.nan if isinstance(value, bool) else float(value)
-            except (TypeError, ValueError, OverflowError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise BadRecordError(f"{settings.label} is {value!r}, and no number")
-            return Text(text, pair, (), number)
+            return Text(text, pair, (), number_in(record, settings.label, "task.label"))
+        value = column(record, settings.label, "task.label")
         if settings.target == "multi-label":
             if value is None or isinstance(value, dict):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")

@@ -21,7 +21,7 @@ from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.tasks import metrics
-from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, text_in, type_ids
+from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, number_in, text_in, type_ids
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.embedder import Embedder
@@ -68,16 +68,7 @@ class Similarity(Task[Related, Vectors]):
         if settings.negatives is not None:
             negatives = self._negatives(record, settings.negatives)
         if settings.score is not None and settings.score in record.values:
-            try:
-                score = (
-                    math.nan
-                    if isinstance(record.values[settings.score], bool)
-                    else float(record.values[settings.score])
-                )
-            except (TypeError, ValueError, OverflowError):
-                score = math.nan
-            if not math.isfinite(score):
-                raise BadRecordError(f"{settings.score} is {record.values[settings.score]!r}, and no number")
+            score = number_in(record, settings.score, "task.score")
         return Related(anchor, positive, negatives, score)
 
     def _negatives(self, record: Record, name: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ loop are those of pretraining.
 """
 
 import abc
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -164,7 +165,7 @@ class BoundTask(abc.ABC, Generic[E, P]):
     ) -> list[P]:
         """A prediction for each example; `outputs`: of each feature, those of tokens cut to its length."""
 
-    def check_measurable(self, examples: Sequence[E], files: str) -> None:  # noqa: B027
+    def check_measurable(self, examples: Sequence[E], files: str) -> None:
         """Raise ExamplesError, before anything is trained, where examples lack what `score` needs. `files`: "data.dev"."""
 
     @abc.abstractmethod
@@ -227,6 +228,19 @@ def text_in(record: Record, name: str, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise BadRecordError(f"{name} is {'empty' if value == '' or isinstance(value, str) else repr(value)}")
     return value
+
+
+def number_in(record: Record, name: str, field: str) -> float:
+    """The number in a column. Raises BadRecordError where it is none, or not finite."""
+    value = column(record, name, field)
+    try:
+        # To Python, true is the number 1.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRecordError(f"{name} is {value!r}, and no number")
+    return number
 
 
 def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -249,7 +249,7 @@ def test_other_choices_need_another_folder(tmp_path: pathlib.Path):
         searched(settings(tmp_path, 2), Runs(nearness, {0: UserError("no")}))
     for text in (SUGGEST.replace("[16, 32]", "[16, 64]"), SUGGEST.replace(", log=True", "")):
         with pytest.raises(
-            ConfigError, match="draws from other choices than the trials in .*: choose another --workdir"
+            ConfigError, match=r"draws from other choices than the trials in .*: choose another --workdir"
         ):
             searched(settings(tmp_path, 2, text), Runs(nearness))
 

@@ -140,7 +140,7 @@ def test_missing_columns_and_labels_are_told():
     ):
         task.labels([tagged("<e1> a </e1> <e2> b </e2>")])
     with pytest.raises(
-        ExamplesError, match="data.test has the label 'Cause', and data.train and data.dev have Other, "
+        ExamplesError, match=r"data.test has the label 'Cause', and data.train and data.dev have Other, "
     ):
         bind(wordpiece()).features([tagged("<e1> a </e1> <e2> b </e2>", "Cause")])
     with pytest.raises(BadRecordError, match=r"label 'Cause' is not one of task.labels \(Other, Effect\)"):

@@ -187,7 +187,7 @@ def test_rows():
 def test_files_that_measure_nothing():
     with pytest.raises(ExamplesError, match=r"data.dev has texts without a second one in the column 'positive'"):
         bind(target="dropout").check_measurable([Related("a", None)], "data.dev")
-    with pytest.raises(ExamplesError, match="data.test has rows without a column 's'"):
+    with pytest.raises(ExamplesError, match=r"data.test has rows without a column 's'"):
         bind(score="s").check_measurable([Related("a", "b")], "data.test")
     bind(score="s").check_measurable([Related("a", "b", (), 1.0)], "data.test")
     bind().check_measurable([Related("a", "b")], "data.dev")
