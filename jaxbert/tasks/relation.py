@@ -80,10 +80,10 @@ class Relation(Task[Pair, Related]):
         spans = column(record, settings.spans, "task.spans")
         try:
             (a, b), (c, d) = spans
+            if not all(type(place) is int for place in (a, b, c, d)):
+                raise TypeError
         except (TypeError, ValueError):
-            a = b = c = d = None
-        if not all(type(place) is int for place in (a, b, c, d)):
-            raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]")
+            raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]") from None
         if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
             raise BadRecordError(
                 f"{settings.spans} {spans!r} overlap, or are not in its text of {len(text)} characters"
