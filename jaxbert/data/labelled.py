@@ -40,7 +40,7 @@ _FORMATS = {
     ".annotated": "conll",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?):(?P<split>.+)")
+_TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(?P<split>.+))?")
 # csv's own limit of 131,072 characters is less than some texts are long.
 _LONGEST_FIELD = 2**30
 _STANDARD_INPUT = "-"
@@ -61,6 +61,8 @@ class Record:
     values: Mapping[str, Any]
     place: str
     """ "train.tsv:17"."""
+    own_columns: bool = False
+    """Others of its file may well have a column that it has not: the file has no header, and it is not its first record."""
 
 
 OnBad = Callable[[str, str], None]
@@ -221,6 +223,7 @@ def _csv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
 
 
 def _jsonl(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
+    first = True
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -233,7 +236,8 @@ def _jsonl(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]
         if fault is None:
             fault = _values_fault(values) if isinstance(values, dict) else "is no JSON object"
         if fault is None:
-            yield Record(values or {}, f"{path}:{number}")
+            yield Record(values or {}, f"{path}:{number}", own_columns=not first)
+            first = False
         else:
             on_bad(f"{path}:{number}", fault)
 
@@ -295,38 +299,54 @@ def _conll(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]
 def _squad(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
     try:
         articles = json.loads("".join(line for _, line in _lines(path)))["data"]
-        for article in articles:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    place = f"{path}:{question['id']}"
-                    answers = [(answer["text"], answer["answer_start"]) for answer in question.get("answers", ())]
-                    values = {
-                        "id": str(question["id"]),
-                        "question": question["question"],
-                        "context": paragraph["context"],
-                        "answers": answers,
-                        "impossible": bool(question.get("is_impossible", False)),
-                        "title": article.get("title", ""),
-                    }
-                    if fault := _squad_fault(values):
-                        on_bad(place, fault)
-                    else:
-                        yield Record(values, place)
+        # What is wrong with one question is no reason to doubt the file.
+        questions = [
+            (article.get("title", ""), number, paragraph.get("context"), question)
+            for article in articles
+            for number, (paragraph, question) in enumerate(
+                ((paragraph, one) for paragraph in article["paragraphs"] for one in paragraph["qas"]), 1
+            )
+        ]
     except ExamplesError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExamplesError(
             f"{path}: is no SQuAD file ({type(error).__name__}: {str(error).splitlines()[0]}): other JSON is read as .jsonl"
         ) from None
+    for title, number, context, question in questions:
+        named = isinstance(question, Mapping) and question.get("id") is not None
+        place = f"{path}:{question['id']}" if named else f"{path}:{title or 'an article'}, question {number}"
+        if fault := _squad_fault(question, context):
+            on_bad(place, fault)
+            continue
+        values = {
+            "id": str(question["id"]),
+            "question": question["question"],
+            "context": context,
+            "answers": [(answer["text"], answer["answer_start"]) for answer in question.get("answers") or ()],
+            "impossible": bool(question.get("is_impossible", False)),
+            "title": title,
+        }
+        yield Record(values, place)
 
 
-def _squad_fault(values: Mapping[str, Any]) -> str | None:
-    if not all(isinstance(values[name], str) for name in ("question", "context")):
+def _squad_fault(question: Any, context: Any) -> str | None:
+    if not isinstance(question, Mapping):
+        return "is no question"
+    if question.get("id") is None:
+        return "has no id"
+    if not isinstance(question.get("question"), str) or not isinstance(context, str):
         return "its question or context is no text"
-    for text, start in values["answers"]:
-        if not isinstance(text, str) or type(start) is not int:
+    answers = question.get("answers")
+    if answers is None and not question.get("is_impossible", False):
+        return "has no answers, and is_impossible does not say that there are none"
+    if answers is not None and not isinstance(answers, list):
+        return "its answers are no list"
+    for answer in answers or ():
+        known = isinstance(answer, Mapping)
+        if not known or not isinstance(answer.get("text"), str) or type(answer.get("answer_start")) is not int:
             return "an answer has no text or no answer_start"
-    return _clean(values["question"]) or _clean(values["context"])
+    return _clean(question["question"]) or _clean(context)
 
 
 def _tfds(source: str) -> Iterator[Record]:
@@ -336,13 +356,15 @@ def _tfds(source: str) -> Iterator[Record]:
         raise ExamplesError(f"{source}: needs tensorflow-datasets: pip install tensorflow-datasets") from None
     match = _TFDS.fullmatch(source)
     if not match:
-        raise ExamplesError(f"{source}: is not of the form tfds:NAME/CONFIG:SPLIT, such as tfds:glue/sst2:train")
+        raise ExamplesError(
+            f"{source}: is not of the form tfds:NAME/CONFIG or tfds:NAME/CONFIG:SPLIT, such as tfds:glue/sst2:train"
+        )
     try:
         # Its types tell too little of a data set that is known by its name alone.
         builder: Any = tfds.builder(match["name"])
         if not builder.is_prepared():
             builder.download_and_prepare()
-        data = tfds.as_numpy(builder.as_dataset(split=match["split"], shuffle_files=False))
+        data = tfds.as_numpy(builder.as_dataset(split=match["split"] or "train", shuffle_files=False))
         kinds = builder.info.features
         for number, example in enumerate(data):
             yield Record({key: _plain(value, kinds[key]) for key, value in example.items()}, f"{source}:{number}")

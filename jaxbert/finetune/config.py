@@ -163,8 +163,8 @@ class ExamplesConfig:
     """Labelled files, and how their rows become sequences."""
 
     train: tuple[str, ...] = ("builtin",)
-    """Files, globs, fsspec URLs, or tfds:NAME/CONFIG:SPLIT; builtin: which package a docstring of this Python comes from; -: standard
-    input, or a pipe's name, with `format`."""
+    """Files, globs, fsspec URLs, or tfds:NAME/CONFIG:SPLIT (without :SPLIT its train); builtin: which package a docstring of this Python
+    comes from; -: standard input, or a pipe's name, with `format`."""
     dev: tuple[str, ...] = ()
     """What is evaluated on while training, in the same forms. Empty: dev_share of the training examples."""
     test: tuple[str, ...] = ()
@@ -199,7 +199,7 @@ class FinetuneTrainConfig:
     evaluations: float = 1.0
     """Evaluations on dev in an epoch; there is always one at the end."""
     patience: int | None = None
-    """Stop after so many evaluations in a row that are below the best one. None: train to the end."""
+    """Stop after so many evaluations in a row that are not above the best one. None: train to the end."""
     log_every: int = 20
     """Steps between two lines of metrics; each is the mean over those steps."""
     max_nonfinite_steps: int = 10

@@ -2,7 +2,7 @@
 
 import json
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ def write(
     if confusion is not None and len(confusion[0]) <= _MOST_CLASSES:
         draw_confusion(workdir / "confusion.png", *confusion)
         pictures["confusion.png"] = f"confusion matrix of {last}"
-    measures = _measures(splits, untrained)
+    # A term that is alone is the loss again.
+    again = set(task.loss_weights) if [*task.loss_weights.values()] == [1.0] else set()
+    measures = _measures(splits, untrained, again)
     page = _page(name, measures, facts, warnings, tables, mistakes[:_SHOWN], pictures, last)
     (workdir / "report.md").write_text(page, encoding="utf8")
     content = {
@@ -65,8 +67,8 @@ def write(
     show(measures)
 
 
-def _measures(splits: Mapping[str, Split], untrained: Mapping[str, float]) -> Table:
-    names = list(dict.fromkeys(name for _, found, _ in splits.values() for name in found if name != "label_loss"))
+def _measures(splits: Mapping[str, Split], untrained: Mapping[str, float], without: Collection[str]) -> Table:
+    names = list(dict.fromkeys(name for _, found, _ in splits.values() for name in found if name not in without))
     columns = {split: found for split, (_, found, _) in splits.items()}
     columns |= {"dev, without pretraining": untrained} if untrained else {}
     rows = [
@@ -141,10 +143,11 @@ def draw_seeds(runs: Mapping[str, Path], picture: Path, metric: str | None) -> N
     for axes, (split, name, title) in zip(figure.subplots(1, 2), panels, strict=True):
         for number, (label, file) in enumerate(runs.items()):
             points = logged(file, split, name)
+            # Of a single point there is no line to see.
+            style = {"marker": "o"} if split == "heldout" or len(points) == 1 else {}
             # A colour is a run's in both panels, also where it has nothing to show in one of them.
-            axes.plot(
-                [step for step, _ in points], [value for _, value in points], label=label, color=f"C{number % 10}"
-            )
+            style |= {"label": label, "color": f"C{number % 10}"}
+            axes.plot([step for step, _ in points], [value for _, value in points], **style)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxbert import command_line
-from jaxbert.config import ConfigError
+from jaxbert.config import ConfigError, UserError
 from jaxbert.finetune import report
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.result import FinetuneResult, SearchResult
@@ -47,6 +47,13 @@ _RESERVED = (
     "workdir name seeds search trials check_data compare_untrained mesh distributed checkpoint tracking data.dev data.dev_share "
     "data.test task.metric"
 ).split()
+
+# What Optuna says of a parameter that is drawn from elsewhere than before.
+_CHANGED = (
+    "does not support dynamic value space",
+    "Cannot set different distribution kind",
+    "Cannot set different log",
+)
 
 
 def load_suggest(file: str) -> Suggest:
@@ -148,6 +155,8 @@ def _run_trial(config: FinetuneConfig, suggest: Suggest, train: Train, study: "o
         return hopeless
 
     started = time.monotonic()
+    _discard(study, Path(one.workdir), number, values)
+    trial.set_user_attr("number", number)
     trial.set_user_attr("values", dict(values))
     try:
         result = train(one, watch)
@@ -157,6 +166,10 @@ def _run_trial(config: FinetuneConfig, suggest: Suggest, train: Train, study: "o
         # Unlike one that failed, a trial that is pruned teaches the sampler to draw elsewhere.
         study.tell(trial, state=TrialState.PRUNED)
         return True
+    except UserError:
+        # One that goes on running would be taken up with these values again.
+        study.tell(trial, state=TrialState.FAIL)
+        raise
     if result.model is None and not hopeless:
         return False
     study.set_user_attr("metric", result.metric)
@@ -177,10 +190,25 @@ def _suggested(suggest: Suggest, trial: "optuna.Trial", config: FinetuneConfig) 
     try:
         values = suggest(trial)
     except Exception as error:  # whatever the user's program raises
+        if any(text in str(error) for text in _CHANGED):
+            raise ConfigError(
+                f"{config.search}: suggest(trial) draws from other choices than the trials in {config.workdir}, which cannot be "
+                "compared: choose another --workdir"
+            ) from error
         raise ConfigError(f"{config.search}: suggest(trial): {_one_line(error)}") from error
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{config.search}: suggest(trial) returns {values!r}: it must return a dict of fields")
     return values
+
+
+def _discard(study: "optuna.Study", folder: Path, number: int, values: Mapping[str, Any]) -> None:
+    """Delete what a trial of this number that failed has left, unless this one goes on from there with the same values."""
+    from optuna.trial import TrialState
+
+    failed = [one for one in study.get_trials(states=(TrialState.FAIL,)) if one.user_attrs.get("number") == number]
+    # As they are once they were stored.
+    if failed and failed[-1].user_attrs["values"] != json.loads(json.dumps(dict(values))):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _take_up(study: "optuna.Study") -> None:

@@ -9,6 +9,7 @@ much that decides on small data sets; Mosbach et al. 2021 named the runs that fa
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxbert.finetune import report
 from jaxbert.finetune.config import FinetuneConfig
@@ -48,7 +50,8 @@ def finetune_seeds(config: FinetuneConfig, train: Callable[[FinetuneConfig], Fin
         if result.model is None:
             return SeedsResult(workdir, None, result.step, {}, {}, {}, result.metric, None, (), {})
         barrier("jaxbert_seed_finished")
-        runs.append(SeedRun(seed, result, divergence(folder_of(workdir, seed) / "metrics.jsonl")))
+        folder = folder_of(workdir, seed)
+        runs.append(SeedRun(seed, result, divergence(folder / "metrics.jsonl") or collapse(folder / "report.json")))
     found = summary(workdir, runs)
     if jax.process_index() == 0:
         _report(config, found)
@@ -63,16 +66,48 @@ def folder_of(workdir: Path, seed: int) -> Path:
 def divergence(metrics_file: Path) -> str | None:
     """How a run that came to its end failed to learn; None where its training loss ended below where it began.
 
-    Compared are the means that were logged first and last; a run with one line of metrics is too short to tell.
+    Compared are the means over the first and the last steps, as many as the longest line of metrics is of and at least a tenth of all;
+    a run in which these would overlap is too short to tell.
     """
     records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
-    losses = [record.get("loss") for record in records if record["split"] == "train"]
-    finite = [loss for loss in losses if loss is not None]
-    if losses and losses[-1] is None:
+    lines = [(record["step"], record.get("loss")) for record in records if record["split"] == "train"]
+    if lines and lines[-1][1] is None:
         return "its training loss is no finite number at the end"
-    if len(finite) > 1 and not finite[-1] < finite[0]:
-        return f"its training loss began at {finite[0]:.4f} and ended at {finite[-1]:.4f}"
-    return None
+    before = [0, *(step for step, _ in lines)]
+    windows = [(step - first, loss) for first, (step, loss) in zip(before, lines, strict=False) if loss is not None]
+    # The last line is of fewer steps than the others, and one of few steps is mostly noise.
+    wanted = max([before[-1] / 10, *(steps for steps, _ in windows)])
+    first, last = _leading(windows, wanted), _leading(windows[::-1], wanted)
+    if not windows or len(first) + len(last) > len(windows):
+        return None
+    began, ended = _mean(first), _mean(last)
+    return None if ended < began else f"its training loss began at {began:.4f} and ended at {ended:.4f}"
+
+
+_Windows = Sequence[tuple[int, float]]
+"""(steps, mean loss over them)."""
+
+
+def _leading(windows: _Windows, steps: float) -> _Windows:
+    """The first windows that together have so many steps, or all."""
+    ends = itertools.accumulate(number for number, _ in windows)
+    return windows[: 1 + next((n for n, end in enumerate(ends) if end >= steps), len(windows))]
+
+
+def _mean(windows: _Windows) -> float:
+    return sum(steps * loss for steps, loss in windows) / sum(steps for steps, _ in windows)
+
+
+def collapse(report_file: Path) -> str | None:
+    """Which one class a finished run predicts for all that its report is of, where there are several; None where it does not."""
+    found = json.loads(report_file.read_text(encoding="utf8")) if report_file.is_file() else {}
+    if not found.get("confusion"):
+        return None
+    counts = np.array(found["confusion"]["counts"])
+    predicted, split = np.flatnonzero(counts.sum(0)), list(found["measures"])[-1]
+    if len(predicted) != 1 or np.count_nonzero(counts.sum(1)) < 2:
+        return None
+    return f"it predicts {found['confusion']['labels'][predicted[0]]!r} for everything in {split}"
 
 
 def summary(workdir: Path, runs: Sequence[SeedRun]) -> SeedsResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxbert.config import ConfigError, ModelConfig, TrainConfig
 from jaxbert.data.examples import (
@@ -23,6 +24,7 @@ from jaxbert.data.features import Feature
 from jaxbert.finetune import lora
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, training_features
+from jaxbert.finetune.report import logged
 from jaxbert.finetune.search import Hopeless
 from jaxbert.finetune.source import Source
 from jaxbert.tasks.task import BoundTask, Encoder, Task
@@ -61,8 +63,12 @@ class Training:
     def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
         self.source, self.examples = source, examples
         encoder = encoder_of(config, source)
+        _check_depth(config, encoder.config.num_layers)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         self.model_config: ModelConfig = encoder.config
+        dev_files = "data.dev" if config.data.dev else "data.train, of which dev is a share,"
+        self.bound.check_measurable(examples.dev, dev_files)
+        self.bound.check_measurable(examples.test, "data.test")
         train = training_features(self.bound, examples.train, Path(config.workdir))
         self.dev, self.test = (Split(some, self.bound.features(some)) for some in (examples.dev, examples.test))
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
@@ -106,8 +112,7 @@ class Training:
                         return True
                 if patience is None:
                     return False
-                checkpoints.wait()
-                best = checkpoints.best_step()
+                best = self._best_since()
                 return best is not None and step - best >= patience * every
 
             headline = tuple(dict.fromkeys((self.bound.metric, "accuracy")))
@@ -120,6 +125,18 @@ class Training:
             record = checkpoints.record(step)
             best = (record.evaluation if record else None) or {}
             return Outcome(result, checkpoints.restore(step, self.session.abstract), step, best)
+
+    def _best_since(self) -> int | None:
+        """The step of the first evaluation that reached the best value so far; None where none was a number.
+
+        Of equal checkpoints the newest is kept, so that a plateau would look like one improvement after another.
+        """
+        # Only process 0 is sure to see what it has just logged, and all must stop together.
+        found = None
+        if jax.process_index() == 0:
+            found = first_best(logged(Path(self.config.workdir) / "metrics.jsonl", "heldout", self.bound.metric))
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if found is None else found)))
+        return None if step < 0 else step
 
     def _check_measure(self, state: TrainState) -> None:
         """Raise ConfigError where the best checkpoint cannot be chosen by the measure, before anything is trained."""
@@ -170,6 +187,11 @@ class Training:
         return {**totals.means(self.bound.loss_weights), **measures}, predictions
 
 
+def first_best(evaluations: Sequence[tuple[int, float]]) -> int | None:
+    """The step of the first of these (step, value) with the highest value."""
+    return max(evaluations, key=lambda one: one[1])[0] if evaluations else None
+
+
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
     model = source.with_dropout(config)
     if config.data.max_length > model.max_position_embeddings:
@@ -179,6 +201,19 @@ def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
         )
     max_length = min(config.data.max_length, model.max_position_embeddings)
     return Encoder(model, source.family, source.tokenizer, max_length)
+
+
+def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
+    """Raise ConfigError where blocks are to be frozen or to start anew that there are not, or the same ones both."""
+    frozen, anew = config.optimizer.freeze_layers, config.train.reinit_layers
+    for name, count in (("optimizer.freeze_layers", frozen), ("train.reinit_layers", anew)):
+        if count > num_layers:
+            raise ConfigError(f"{name} is {count}, and the model has {num_layers} blocks: set it to at most that")
+    if frozen + anew > num_layers:
+        raise ConfigError(
+            f"optimizer.freeze_layers ({frozen}) and train.reinit_layers ({anew}) meet in a model of {num_layers} blocks: what "
+            "starts anew must be trained; lower one of them"
+        )
 
 
 def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:

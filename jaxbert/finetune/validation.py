@@ -9,6 +9,7 @@ from jaxbert.finetune.config import (
     ChoiceConfig,
     ClassificationConfig,
     FinetuneConfig,
+    LoraConfig,
     LoraTarget,
     SimilarityConfig,
     SpanConfig,
@@ -108,6 +109,13 @@ def _task(c: FinetuneConfig) -> Iterator[str]:
             yield f"task.threshold is {task.threshold}: it is a probability between 0 and 1"
         if task.target != "class" and task.class_weights != "none":
             yield f'task.class_weights "{task.class_weights}" is for a target of one class, and it is "{task.target}"'
+        if task.target == "regression" and task.label_smoothing:
+            yield f'task.label_smoothing {task.label_smoothing} is for classes, and task.target is "regression"'
+        if task.target != "multi-label" and task.threshold != ClassificationConfig.threshold:
+            yield f'task.threshold {task.threshold} is for a target of several classes, and it is "{task.target}"'
+        if task.positive is not None and (task.target != "class" or len(labels) not in (0, 2)):
+            classes = f"{len(labels)} classes in task.labels" if task.target == "class" else f'target "{task.target}"'
+            yield f"task.positive {task.positive!r} is for a target of two classes: leave it out with {classes}"
     if isinstance(task, ChoiceConfig | SimilarityConfig) and c.train.accumulation_steps > 1:
         yield (
             f"train.accumulation_steps is {c.train.accumulation_steps}: {task.kind} compares sequences of a batch with one "
@@ -143,6 +151,10 @@ def _lora(c: FinetuneConfig) -> Iterator[str]:
     if lora.rank is None:
         if lora.export != "merged":
             yield f'lora.export is "{lora.export}" and there are no adapters: set lora.rank'
+        if lora.alpha != LoraConfig.alpha:
+            yield f"lora.alpha is {lora.alpha} and there are no adapters: set lora.rank"
+        if lora.targets != LoraConfig.targets:
+            yield f"lora.targets are {', '.join(lora.targets)} and there are no adapters: set lora.rank"
         return
     if lora.export == "separate" and isinstance(c.task, SimilarityConfig):
         yield 'lora.export is "separate" and the task is similarity, whose folder also says how texts are pooled: use "merged"'

@@ -25,11 +25,14 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     encode,
     is_cut,
+    number_in,
     sorted_labels,
     text_in,
+    too_few,
     type_ids,
     unknown_label,
 )
@@ -67,23 +70,22 @@ class Classification(Task[Text, Judgement]):
         settings = self.settings
         text = text_in(record, settings.text, "task.text")
         pair = text_in(record, settings.text_pair, "task.text-pair") if settings.text_pair is not None else None
-        value = column(record, settings.label, "task.label")
         if settings.target == "regression":
-            try:
-                number = float(value)
-            except (TypeError, ValueError, OverflowError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise BadRecordError(f"{settings.label} is {value!r}, and no number")
-            return Text(text, pair, (), number)
+            return Text(text, pair, (), number_in(record, settings.label, "task.label"))
+        value = column(record, settings.label, "task.label")
         if settings.target == "multi-label":
             if value is None or isinstance(value, dict):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             parts = value if isinstance(value, list | tuple) else str(value).split(settings.label_separator)
-            return Text(text, pair, tuple(dict.fromkeys(p for part in parts if (p := str(part).strip()))))
+            if any(part is None or isinstance(part, list | tuple | dict) for part in parts):
+                raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
+            labels = tuple(dict.fromkeys(p for part in parts if (p := str(part).strip())))
+            check_listed(labels, settings.labels)
+            return Text(text, pair, labels)
         if value is None or isinstance(value, list | dict) or not str(value).strip():
             raise BadRecordError(f"{settings.label} is {value!r}, and no class")
-        return Text(text, pair, (str(value).strip(),))
+        check_listed((label := str(value).strip(),), settings.labels)
+        return Text(text, pair, (label,))
 
     def text(self, example: Text) -> str:
         """Both texts."""
@@ -94,12 +96,13 @@ class Classification(Task[Text, Judgement]):
         return example.labels
 
     def labels(self, train: Collection[Text]) -> tuple[str, ...]:
-        """Those that are listed, or those of the training rows; "number" for a regression."""
+        """Those that are listed, or those of the rows of train and dev; "number" for a regression."""
         if self.settings.target == "regression":
             return ("number",)
         found = self.settings.labels or sorted_labels(example.labels for example in train)
-        if len(found) < (1 if self.settings.target == "multi-label" else 2):
-            raise ExamplesError(f"data.train has {len(found)} classes ({', '.join(found)}): there must be at least two")
+        least = "one" if self.settings.target == "multi-label" else "two"
+        if len(found) < (1 if least == "one" else 2):
+            raise too_few("classes", found, self.settings.labels, least)
         return found
 
     def bind(self, labels: tuple[str, ...], train: Collection[Text], encoder: Encoder) -> "BoundClassification":
@@ -215,7 +218,8 @@ class BoundClassification(BoundTask[Text, Judgement]):
             return {"pearson": metrics.pearson(gold, found), "spearman": metrics.spearman(gold, found), "mse": error}
         exact = sum({*e.labels} == {*p.labels} for e, p in zip(examples, predictions, strict=True)) / len(examples)
         counts = self.counts(examples, predictions)
-        macro, micro = metrics.macro_f1(counts), metrics.together(counts).f1
+        macro = metrics.macro_f1(counts, unseen=self.settings.target == "multi-label")
+        micro = metrics.together(counts).f1
         scores = {"accuracy": exact, "macro_f1": macro, "micro_f1": micro}
         if self.settings.target == "class":
             scores["matthews"] = metrics.matthews(self._confusion(examples, predictions))

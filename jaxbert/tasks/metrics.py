@@ -47,9 +47,12 @@ def together(counts: Sequence[Counts]) -> Counts:
     return Counts(*(sum(values) for values in zip(*counts, strict=True))) if counts else Counts(0, 0, 0)
 
 
-def macro_f1(counts: Sequence[Counts]) -> float:
-    """Mean F1 over the classes that are in the gold labels or in the predictions."""
-    seen = [count.f1 for count in counts if count.gold or count.predicted]
+def macro_f1(counts: Sequence[Counts], unseen: bool = False) -> float:
+    """Mean F1 over the classes that are in the gold labels or in the predictions.
+
+    `unseen`: over the others too, whose F1 is 0, as scikit-learn has it of several labels for each example.
+    """
+    seen = [count.f1 for count in counts if unseen or count.gold or count.predicted]
     return sum(seen) / len(seen) if seen else 0.0
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.labelled import BadRecordError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
@@ -28,9 +28,11 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     sorted_labels,
     text_in,
+    too_few,
     type_ids,
     unknown_label,
 )
@@ -72,12 +74,15 @@ class Relation(Task[Pair, Related]):
         settings = self.settings
         text = text_in(record, settings.text, "task.text")
         label = text_in(record, settings.label, "task.label").strip()
+        check_listed((label,), settings.labels)
         if settings.spans is None:
             return Pair(*without_tags(text), label)
         spans = column(record, settings.spans, "task.spans")
         try:
-            (a, b), (c, d) = ((int(start), int(end)) for start, end in spans)
-        except (TypeError, ValueError, OverflowError):
+            (a, b), (c, d) = spans
+            if not all(type(place) is int for place in (a, b, c, d)):
+                raise TypeError
+        except (TypeError, ValueError):
             raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]") from None
         if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
             raise BadRecordError(
@@ -94,12 +99,10 @@ class Relation(Task[Pair, Related]):
         return (example.label,)
 
     def labels(self, train: Collection[Pair]) -> tuple[str, ...]:
-        """Those that are listed, or those of the training rows."""
+        """Those that are listed, or those of the rows of train and dev."""
         found = self.settings.labels or sorted_labels((example.label,) for example in train)
         if len(found) < 2:
-            raise ExamplesError(
-                f"data.train has {len(found)} relations ({', '.join(found)}): there must be at least two"
-            )
+            raise too_few("relations", found, self.settings.labels)
         return found
 
     def bind(self, labels: tuple[str, ...], train: Collection[Pair], encoder: Encoder) -> "BoundRelation":

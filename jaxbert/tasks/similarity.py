@@ -22,7 +22,7 @@ from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.tasks import metrics
-from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, is_cut, text_in, type_ids
+from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, is_cut, number_in, text_in, type_ids
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.embedder import Embedder
@@ -69,12 +69,7 @@ class Similarity(Task[Related, Vectors]):
         if settings.negatives is not None:
             negatives = self._negatives(record, settings.negatives)
         if settings.score is not None and settings.score in record.values:
-            try:
-                score = float(record.values[settings.score])
-            except (TypeError, ValueError, OverflowError):
-                score = math.nan
-            if not math.isfinite(score):
-                raise BadRecordError(f"{settings.score} is {record.values[settings.score]!r}, and no number")
+            score = number_in(record, settings.score, "task.score")
         return Related(anchor, positive, negatives, score)
 
     def _negatives(self, record: Record, name: str) -> tuple[str, ...]:
@@ -189,19 +184,22 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
             for one in by_role
         ]
 
+    def check_measurable(self, examples: Sequence[Related], files: str) -> None:
+        """Raise ExamplesError where a text has no second one, or a pair no score where `task.score` asks for one."""
+        if any(example.positive is None for example in examples):
+            raise ExamplesError(
+                f"{files} has texts without a second one in the column {self.settings.positive!r}: "
+                "name files of pairs there, which tell how good vectors are"
+            )
+        if self.settings.score is not None and any(math.isnan(example.score) for example in examples):
+            raise ExamplesError(
+                f"{files} has rows without a column {self.settings.score!r}: set task.score to one that dev and test have"
+            )
+
     def score(self, examples: Sequence[Related], predictions: Sequence[Vectors]) -> dict[str, float]:
         """spearman and pearson of the cosines with the scores; or mrr and recall of each anchor's positives among all texts."""
         pairs = list(zip(examples, predictions, strict=True))
-        if any(example.positive is None for example in examples):
-            raise ExamplesError(
-                f"data.dev has texts without a second one in the column {self.settings.positive!r}: "
-                "name files of pairs in data.dev, which tell how good vectors are"
-            )
         if self.settings.score is not None:
-            if any(math.isnan(example.score) for example in examples):
-                raise ExamplesError(
-                    f"data.dev has no column {self.settings.score!r}: set task.score to one that it has"
-                )
             gold = np.array([example.score for example in examples])
             found = np.array([float(one.anchor @ one.positive) for one in predictions if one.positive is not None])
             return {"spearman": metrics.spearman(gold, found), "pearson": metrics.pearson(gold, found)}

@@ -25,6 +25,7 @@ from jaxbert.tasks.task import (
     Outputs,
     Table,
     Task,
+    check_listed,
     column,
     encode,
     sorted_labels,
@@ -78,6 +79,11 @@ class Tagging(Task[Sentence, Tagged]):
 
     def parse(self, record: Record) -> Sentence:
         """A sentence of CoNLL's columns, or a text with its spans."""
+        sentence = self._parse(record)
+        check_listed(self.labels_of(sentence), self.settings.labels)
+        return sentence
+
+    def _parse(self, record: Record) -> Sentence:
         if "columns" in record.values:
             return self._from_columns(record.values["columns"])
         settings = self.settings
@@ -94,6 +100,10 @@ class Tagging(Task[Sentence, Tagged]):
         if not (-width <= settings.tag_column < width and -width <= settings.word_column < width) or width < 2:
             raise BadRecordError(
                 f"has {width} columns: task.word-column {settings.word_column} or task.tag-column {settings.tag_column} is none"
+            )
+        if settings.word_column % width == settings.tag_column % width:
+            raise BadRecordError(
+                f"has {width} columns: task.word-column {settings.word_column} and task.tag-column {settings.tag_column} are one"
             )
         words = [line[settings.word_column] for line in columns]
         found = [line[settings.tag_column] for line in columns]
@@ -118,6 +128,8 @@ class Tagging(Task[Sentence, Tagged]):
         if len(values) != 3 or not all(type(v) is int for v in values[:2]) or not isinstance(values[2], str):
             raise BadRecordError(f"{span!r} is no span: [start, end, type] is one")
         start, end, kind = values
+        if not kind.strip():
+            raise BadRecordError(f"{span!r} has an empty type")
         end += self.settings.inclusive_ends
         if not 0 <= start < end <= len(text):
             raise BadRecordError(f"the span {start} to {end} is not in its text of {len(text)} characters")
@@ -156,10 +168,12 @@ class Tagging(Task[Sentence, Tagged]):
         return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
 
     def labels(self, train: Collection[Sentence]) -> tuple[str, ...]:
-        """The tags: those of the types that are listed, or that the training sentences have."""
+        """The tags: those of the types that are listed, or that the sentences of train and dev have."""
         types = self.settings.labels or sorted_labels(self.labels_of(example) for example in train)
         if not types:
-            raise ExamplesError("data.train has no entities: check task.tag-column, task.spans and task.scheme")
+            raise ExamplesError(
+                "data.train and data.dev have no entities: check task.tag-column, task.spans and task.scheme"
+            )
         if self.settings.scheme == "words":
             return types
         return entities.tag_set(types, self.settings.scheme)

@@ -5,6 +5,7 @@ loop are those of pretraining.
 """
 
 import abc
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -90,7 +91,7 @@ class Task(abc.ABC, Generic[E, P]):
 
     @abc.abstractmethod
     def labels(self, train: Collection[E]) -> tuple[str, ...]:
-        """The labels of the task, in the order of their ids."""
+        """The labels of the task, in the order of their ids. `train`: the examples of train and dev."""
 
     @abc.abstractmethod
     def bind(self, labels: tuple[str, ...], train: Collection[E], encoder: Encoder) -> "BoundTask[E, P]":
@@ -164,6 +165,9 @@ class BoundTask(abc.ABC, Generic[E, P]):
     ) -> list[P]:
         """A prediction for each example; `outputs`: of each feature, those of tokens cut to its length."""
 
+    def check_measurable(self, examples: Sequence[E], files: str) -> None:
+        """Raise ExamplesError, before anything is trained, where examples lack what `score` needs. `files`: "data.dev"."""
+
     @abc.abstractmethod
     def score(self, examples: Sequence[E], predictions: Sequence[P]) -> dict[str, float]:
         """Measures by name, 0 to 1 but for those of numbers."""
@@ -210,8 +214,14 @@ def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:
 
 
 def column(record: Record, name: str, field: str) -> Any:
-    """What stands in a column. Raises ExamplesError, naming the `field` of the configuration, where there is no such column."""
+    """What stands in a column.
+
+    Raises ExamplesError, naming the `field` of the configuration, where the file has no such column, and BadRecordError where only
+    this record has not, as a line of JSONL may.
+    """
     if name not in record.values:
+        if record.own_columns:
+            raise BadRecordError(f"has no {name!r}")
         there = ", ".join(map(repr, record.values))
         raise ExamplesError(f"{record.place}: has no column {name!r}: set {field} to one of {there}")
     return record.values[name]
@@ -225,6 +235,19 @@ def text_in(record: Record, name: str, field: str) -> str:
     return value
 
 
+def number_in(record: Record, name: str, field: str) -> float:
+    """The number in a column. Raises BadRecordError where it is none, or not finite."""
+    value = column(record, name, field)
+    try:
+        # To Python, true is the number 1.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRecordError(f"{name} is {value!r}, and no number")
+    return number
+
+
 def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:
     """The labels of examples; in the order of numbers where all are numbers."""
     found = {label for labels in examples for label in labels}
@@ -232,7 +255,30 @@ def sorted_labels(examples: Iterable[Iterable[str]]) -> tuple[str, ...]:
     return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else str))
 
 
+def check_listed(found: Iterable[str], listed: Sequence[str]) -> None:
+    """Raise BadRecordError for a label that is none of `listed`, which is task.labels; where that is empty, all are taken."""
+    unknown = [label for label in found if label not in listed] if listed else []
+    if unknown:
+        raise BadRecordError(f"label {unknown[0]!r} is not one of task.labels ({_some(listed)})")
+
+
+def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str = "two") -> ExamplesError:
+    """What is raised where there are not enough labels to tell apart. `listed`: task.labels."""
+    if listed:
+        return ExamplesError(
+            f"task.labels has {len(found)} {kind} ({', '.join(found)}): list at least {least}, or none"
+        )
+    where = f"data.train and data.dev have {len(found)} {kind} ({', '.join(found)})"
+    return ExamplesError(f"{where}: there must be at least {least}")
+
+
 def unknown_label(label: str, labels: Sequence[str]) -> ExamplesError:
-    """What is raised for a label that the task has not."""
-    some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-    return ExamplesError(f"there is no label {label!r} in training, where there are {some}: list all with task.labels")
+    """What is raised for a label that only test examples have: those of train and dev are the task's."""
+    return ExamplesError(
+        f"data.test has the label {label!r}, and data.train and data.dev have {_some(labels)} alone: "
+        "leave such rows out, or list all labels in task.labels"
+    )
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")

@@ -197,6 +197,13 @@ def test_jsonl_values_stay_what_they_are(tmp_path: pathlib.Path):
     assert values(write(tmp_path, "a.jsonl", json.dumps(content))) == [content]
 
 
+def test_a_line_of_jsonl_has_its_own_columns(tmp_path: pathlib.Path):
+    """But for the first, which stands for the file; a row of a table has those of its header."""
+    path = write(tmp_path, "a.jsonl", '[]\n{"a": 1}\n{"b": 2}\n{"a": 3}\n')
+    assert [record.own_columns for record in skipped(path)[0]] == [False, True, True]
+    assert [record.own_columns for record in read(write(tmp_path, "a.tsv", "a\n1\n2\n"))] == [False, False]
+
+
 def test_parquet(tmp_path: pathlib.Path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -298,6 +305,10 @@ def test_squad_1(tmp_path: pathlib.Path):
 
 
 BAD_QUESTIONS = [
+    ({"answers": [{"text": "Ann"}]}, "an answer has no text or no answer_start"),
+    ({"answers": ["Ann"]}, "an answer has no text or no answer_start"),
+    ({"answers": {"text": ["Ann"], "answer_start": [0]}}, "its answers are no list"),
+    ({"answers": None}, "has no answers, and is_impossible does not say that there are none"),
     ({"question": None}, "its question or context is no text"),
     ({"answers": [{"text": "Ann", "answer_start": "0"}]}, "an answer has no text or no answer_start"),
     ({"answers": [{"text": None, "answer_start": 0}]}, "an answer has no text or no answer_start"),
@@ -313,6 +324,25 @@ def test_a_bad_question_is_named_or_counted(tmp_path: pathlib.Path, changes: dic
     assert [record.values["id"] for record in left] == ["2"]
     assert counting.first == [f"{path}:q1: {reason}"]
     assert error_of(path).startswith(f"{path}:q1: {reason} (--data.bad-rows skip")
+
+
+def test_a_question_without_its_id_is_named_by_its_article(tmp_path: pathlib.Path):
+    content = squad(answers=[])
+    del content["data"][0]["paragraphs"][0]["qas"][0]["id"]
+    path = write(tmp_path, "a.json", json.dumps(content))
+    left, counting = skipped(path)
+    assert [record.values["id"] for record in left] == ["2"]
+    assert counting.first == [f"{path}:Runs, question 1: has no id"]
+
+
+def test_a_question_without_answers_is_not_one_that_has_none(tmp_path: pathlib.Path):
+    content = squad()
+    answered, unanswered = content["data"][0]["paragraphs"][0]["qas"]
+    del answered["answers"], unanswered["answers"]
+    path = write(tmp_path, "a.json", json.dumps(content))
+    left, counting = skipped(path)
+    assert [(record.values["id"], record.values["answers"]) for record in left] == [("2", [])]
+    assert counting.first == [f"{path}:q1: has no answers, and is_impossible does not say that there are none"]
 
 
 @pytest.mark.parametrize(
@@ -436,12 +466,13 @@ def test_tfds_gives_texts_and_the_names_of_classes(tiny_labelled_set: pathlib.Pa
     ]
     assert places(source) == [":0", ":1", ":2"]
     assert len(values(f"{source}[:2]")) == 2
+    assert sorted(values("tfds:jaxbert_labelled/plain"), key=lambda row: row["sentence"]) == rows
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("tfds:jaxbert_labelled", "is not of the form tfds:NAME/CONFIG:SPLIT"),
+        ("tfds::train", "is not of the form tfds:NAME/CONFIG or tfds:NAME/CONFIG:SPLIT"),
         ("tfds:jaxbert_labelled/plain:nope", "Unknown split 'nope'"),
         ("tfds:jaxbert_missing:train", "not found"),
     ],

@@ -19,8 +19,17 @@ from safetensors.numpy import load_file
 from jaxbert.config import ConfigError, OptimizerConfig
 from jaxbert.data.labelled import ExamplesError
 from jaxbert.finetune import source
-from jaxbert.finetune.config import ClassificationConfig, FinetuneConfig, FinetuneTrainConfig
+from jaxbert.finetune.config import (
+    ClassificationConfig,
+    ExamplesConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    SimilarityConfig,
+)
+from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.finetune.training import Training
+from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
 from jaxbert.train.checkpoint import Checkpoints
 
@@ -258,6 +267,60 @@ def test_a_run_without_a_model_goes_on_from_its_own(
     monkeypatch.setattr(source, "newest_run", lambda: result.model)
     finetune(config)
     assert report_of(config)["facts"]["started from"] == "a new small encoder"
+
+
+def training(config: FinetuneConfig) -> Training:
+    task = make_task(config.task)
+    examples = read_all(task, config.data)
+    found = source.find_source(config, map(task.text, examples.train), pathlib.Path(config.workdir), None)
+    return Training(config, task, examples, found)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "anew", "message"),
+    [
+        (0, 5, "train.reinit_layers is 5, and the model has 2 blocks"),
+        (3, 0, "optimizer.freeze_layers is 3, and the model has 2 blocks"),
+        (1, 2, r"optimizer.freeze_layers \(1\) and train.reinit_layers \(2\) meet in a model of 2 blocks"),
+    ],
+)
+def test_blocks_that_are_not_there_or_both_frozen_and_new_are_refused(
+    tables: pathlib.Path, tmp_path: pathlib.Path, frozen: int, anew: int, message: str
+):
+    config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(reinit_layers=anew))
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(freeze_layers=frozen))
+    with pytest.raises(ConfigError, match=message):
+        training(config)
+
+
+@pytest.mark.parametrize(("lacking", "files"), [("dev", "data.dev"), ("test", "data.test")])
+def test_files_without_scores_are_named_before_anything_is_trained(tmp_path: pathlib.Path, lacking: str, files: str):
+    for name in ("train", "dev", "test"):
+        rows = "anchor\tpositive\n" if name == lacking else "anchor\tpositive\tscore\n"
+        rows += "".join(f"a {n}\tb {n}\t{n}\n" for n in range(8)) if name != lacking else "a\tb\n"
+        (tmp_path / f"{name}.tsv").write_text(rows)
+    data = {name: (str(tmp_path / f"{name}.tsv"),) for name in ("train", "dev", "test")}
+    config = small(tmp_path, tmp_path / "run", task=SimilarityConfig(score="score"), data=ExamplesConfig(**data))
+    with pytest.raises(ExamplesError, match=f"{files} has rows without a column 'score'"):
+        training(config)
+
+
+def test_a_plateau_ends_a_run_with_patience(
+    tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Values of an epoch each: the second is the best, and none of the three after it is above it."""
+    values = iter([0.4, 0.5, 0.5, 0.4, 0.5, 0.9])
+    monkeypatch.setattr(Training, "evaluate", lambda *_: ({"loss": 1.0, "accuracy": next(values)}, []))
+    monkeypatch.setattr(Training, "_check_measure", lambda *_: None)
+    config = small(tables, tmp_path / "run", train=FinetuneTrainConfig(epochs=6, batch_size=80, patience=3))
+    outcome = training(config).train()
+    every = outcome.result.step // 5
+    assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "heldout"] == [
+        every * n for n in range(1, 6)
+    ]
+    assert next(values) == 0.9
+    # Of equal checkpoints the newest stays.
+    assert outcome.step == outcome.result.step
 
 
 def test_a_measure_that_there_is_not_is_refused(tables: pathlib.Path, tmp_path: pathlib.Path):

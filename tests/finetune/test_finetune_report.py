@@ -4,9 +4,11 @@ import json
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from jaxbert.finetune.report import draw_confusion, draw_curves
+from jaxbert.finetune.report import draw_confusion, draw_curves, draw_seeds, write
+from jaxbert.tasks.task import BoundTask
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["$_$", "b"], ["a_b^c", "\\frac"], [f"class {n}" for n in range(30)]])
@@ -27,3 +29,31 @@ def test_curves_of_measures_that_may_be_missing(tmp_path: pathlib.Path, held_out
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", "f1")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_seed_with_one_evaluation_is_seen(tmp_path: pathlib.Path):
+    """Its colour is in both panels, beside the legends, which are drawn without a marker where there is none."""
+    records = [{"split": "train", "step": n, "loss": 2.0} for n in (1, 9)]
+    records.append({"split": "heldout", "step": 9, "loss": 1.0, "f1": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    draw_seeds({"seed 0": tmp_path / "metrics.jsonl"}, tmp_path / "curves.png", "f1")
+    right = np.asarray(PIL.Image.open(tmp_path / "curves.png").convert("RGB"))[:, 600:]
+    # C0 of matplotlib.
+    rows, _ = np.nonzero((np.abs(right.astype(int) - (0x1F, 0x77, 0xB4)) < 8).all(-1))
+    # The legend's marker and the point's: one of them alone is less than 20 rows high.
+    assert np.ptp(rows) > 50
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"), [({"tag_loss": 1.0}, False), ({"tag_loss": 1.0, "other_loss": 1.0}, True)]
+)
+def test_a_term_that_is_the_loss_is_not_shown_again(tmp_path: pathlib.Path, weights: dict, shown: bool):
+    class Bare(BoundTask):
+        loss_weights = weights
+        metric = "f1"
+
+    Bare.__abstractmethods__ = frozenset()
+    (tmp_path / "metrics.jsonl").touch()
+    splits = {"dev": ([], {"loss": 1.0, "tag_loss": 1.0, "f1": 0.5}, [])}
+    write(tmp_path, "bare", Bare(), splits, untrained={}, facts={}, warnings=())
+    assert ("| tag loss |" in (tmp_path / "report.md").read_text()) is shown

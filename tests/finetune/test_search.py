@@ -10,7 +10,7 @@ import pytest
 from made_runs import reviews, small, write_table
 
 from jaxbert import command_line, load
-from jaxbert.config import ConfigError
+from jaxbert.config import ConfigError, UserError
 from jaxbert.finetune import run
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig
 from jaxbert.finetune.result import FinetuneResult, SearchResult
@@ -225,6 +225,33 @@ def test_a_value_that_is_mended_goes_on(tmp_path: pathlib.Path):
     runs = Runs(nearness)
     searched(settings(tmp_path, 2), runs)
     assert [name for name, _, _ in drawn(runs)] == ["trial-0000", "trial-0001"]
+
+
+def test_a_trial_that_fails_does_not_spoil_the_study(tmp_path: pathlib.Path):
+    """What it has left is taken up by the same values alone."""
+    config, left = settings(tmp_path, 2), tmp_path / "run" / "trial-0000" / "left"
+    first = Runs(nearness, {0: UserError("the disk is full")})
+    with pytest.raises(UserError, match="the disk is full"):
+        searched(config, first)
+    left.touch()
+    with pytest.raises(UserError, match="the disk is full"):
+        searched(config, Runs(nearness, {0: UserError("the disk is full")}))
+    assert left.is_file()
+    mended = Runs(nearness)
+    searched(settings(tmp_path, 2, SUGGEST.replace("1e-3", "1e-4")), mended)
+    assert [name for name, _, _ in drawn(mended)] == ["trial-0000", "trial-0001"]
+    assert all(rate <= 1e-4 for _, rate, _ in drawn(mended))
+    assert not left.exists()
+
+
+def test_other_choices_need_another_folder(tmp_path: pathlib.Path):
+    with pytest.raises(UserError, match="no"):
+        searched(settings(tmp_path, 2), Runs(nearness, {0: UserError("no")}))
+    for text in (SUGGEST.replace("[16, 32]", "[16, 64]"), SUGGEST.replace(", log=True", "")):
+        with pytest.raises(
+            ConfigError, match=r"draws from other choices than the trials in .*: choose another --workdir"
+        ):
+            searched(settings(tmp_path, 2, text), Runs(nearness))
 
 
 def test_a_search_on_labelled_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

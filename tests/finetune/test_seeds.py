@@ -13,7 +13,7 @@ from jaxbert.config import ConfigError, OptimizerConfig
 from jaxbert.finetune import run, seeds
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig
 from jaxbert.finetune.result import FinetuneResult, SeedsResult, Spread
-from jaxbert.finetune.seeds import divergence, finetune_seeds
+from jaxbert.finetune.seeds import collapse, divergence, finetune_seeds
 from jaxbert.train.loop import NonFiniteError
 
 
@@ -121,6 +121,50 @@ def test_a_signal_ends_all_seeds(tmp_path: pathlib.Path):
 )
 def test_what_is_called_diverged(tmp_path: pathlib.Path, losses: list[float | None], diverged: bool):
     assert (divergence(log(tmp_path, losses)) is not None) == diverged
+
+
+def logged_at(folder: pathlib.Path, lines: dict[int, float]) -> pathlib.Path:
+    path = folder / "metrics.jsonl"
+    records = [{"step": step, "split": "train", "loss": loss} for step, loss in lines.items()]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lines", "diverged"),
+    [
+        # A last line of 4 steps decides nothing.
+        ({20: 2.0, 40: 1.0, 44: 2.1}, None),
+        ({20: 2.0, 24: 2.1}, None),
+        ({20: 2.0, 40: 2.0, 44: 2.6}, "began at 2.0000 and ended at 2.1000"),
+        # Nor does one step of twenty.
+        ({n: 1.0 if n == 1 else 2.0 - n / 20 for n in range(1, 21)}, None),
+        ({n: 1.0 if n == 20 else 2.0 + n / 20 for n in range(1, 21)}, None),
+        ({n: 2.0 + n / 20 for n in range(1, 21)}, "began at 2.0750 and ended at 2.9750"),
+    ],
+)
+def test_as_many_steps_are_compared(tmp_path: pathlib.Path, lines: dict[int, float], diverged: str | None):
+    found = divergence(logged_at(tmp_path, lines))
+    assert found is None if diverged is None else found == f"its training loss {diverged}"
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([[0, 3], [0, 5]], "it predicts 'good' for everything in test"),
+        ([[1, 2], [0, 5]], None),
+        # There is but one class to find.
+        ([[0, 0], [0, 5]], None),
+    ],
+)
+def test_one_class_for_everything_is_called_diverged(tmp_path: pathlib.Path, counts: list, expected: str | None):
+    path = tmp_path / "report.json"
+    assert collapse(path) is None
+    content = {"measures": {"dev": {}, "test": {}}, "confusion": {"labels": ["bad", "good"], "counts": counts}}
+    path.write_text(json.dumps(content))
+    assert collapse(path) == expected
+    path.write_text(json.dumps(content | {"confusion": None}))
+    assert collapse(path) is None
 
 
 def test_seeds_from_labelled_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

@@ -100,7 +100,10 @@ BAD = [
     ({"text": "a", "label": math.inf}, {"target": "regression"}, "label is inf, and no number"),
     ({"text": "a", "label": 10**400}, {"target": "regression"}, "and no number"),
     ({"text": "a", "label": None}, {"target": "regression"}, "label is None, and no number"),
+    ({"text": "a", "label": True}, {"target": "regression"}, "label is True, and no number"),
     ({"text": "a", "label": None}, {"target": "multi-label"}, "label is None"),
+    ({"text": "a", "label": [["x"]]}, {"target": "multi-label"}, r"label is \[\['x'\]\], and no list of classes"),
+    ({"text": "a", "label": ["x", None]}, {"target": "multi-label"}, "and no list of classes"),
     ({"text": "a", "label": {"x": 1}}, {"target": "multi-label"}, "label is {'x': 1}"),
 ]
 
@@ -120,6 +123,13 @@ def test_a_missing_column_stops_with_the_field_to_set(missing: str, field: str):
     there = ", ".join(map(repr, values))
     with pytest.raises(ExamplesError, match=rf"a.tsv:7: has no column '{missing}': set {field} to one of {there}"):
         parse(values, text_pair="text_b")
+
+
+def test_a_column_that_only_one_record_lacks_is_wrong_with_it():
+    task = Classification(ClassificationConfig())
+    for values, name in (({"text": "a"}, "label"), ({"label": "x"}, "text")):
+        with pytest.raises(BadRecordError, match=f"has no '{name}'"):
+            task.parse(Record(values, "a.jsonl:7", own_columns=True))
 
 
 def test_classes_are_sorted_and_numbers_by_their_value():
@@ -144,17 +154,31 @@ def test_labels_are_those_that_are_listed_or_found():
     assert Classification(ClassificationConfig(labels=("b", "a", "c"))).labels(texts("b")) == ("b", "a", "c")
     assert Classification(ClassificationConfig(target="regression")).labels(texts("")) == ("number",)
     assert Classification(ClassificationConfig(target="multi-label")).labels(texts("a")) == ("a",)
-    with pytest.raises(ExamplesError, match=r"data.train has 1 classes \(b\): there must be at least two"):
+    with pytest.raises(
+        ExamplesError, match=r"data.train and data.dev have 1 classes \(b\): there must be at least two"
+    ):
         task.labels(texts("b", "b"))
+    with pytest.raises(ExamplesError, match=r"task.labels has 1 classes \(b\): list at least two, or none"):
+        Classification(ClassificationConfig(labels=("b",))).labels(texts("a", "b"))
 
 
 def test_an_unknown_label_is_named(encoder: Encoder):
     for target in ("class", "multi-label"):
         task = bound(encoder, texts("a", "b"), target=target, labels=("a", "b"))
-        with pytest.raises(ExamplesError, match=r"there is no label 'c' in training, where there are a, b: list all"):
+        with pytest.raises(
+            ExamplesError, match=r"data.test has the label 'c', and data.train and data.dev have a, b alone"
+        ):
             task.features(texts("a", "c"))
     with pytest.raises(ExamplesError, match=r"task\.positive is 'c': it is none of the classes a, b"):
         bound(encoder, texts("a", "b"), positive="c")
+
+
+@pytest.mark.parametrize(("target", "label"), [("class", "neg"), ("multi-label", "pos, neg")])
+def test_a_label_that_is_not_listed_is_wrong_with_a_row(target: str, label: str):
+    settings = {"target": target, "labels": ("pos", "other")}
+    with pytest.raises(BadRecordError, match=r"label 'neg' is not one of task.labels \(pos, other\)"):
+        parse({"text": "a", "label": label}, **settings)
+    assert parse({"text": "a", "label": "other"}, **settings).labels == ("other",)
 
 
 def logits_and_batch(task: BoundClassification, examples: list[Text]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -339,6 +363,16 @@ def test_scores_of_several_classes(encoder: Encoder):
         }
     )
     assert task.confusion(gold, found) is None
+
+
+def test_the_mean_f1_of_several_classes_has_those_that_are_nowhere(encoder: Encoder):
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    gold = texts("a", "a,b")
+    task = bound(encoder, gold, target="multi-label", labels=("a", "b", "c", "d"))
+    found = judged(task, [[0.9, 0.1, 0.1, 0.1], [0.9, 0.1, 0.9, 0.1]])
+    truth, guess = [[1, 0, 0, 0], [1, 1, 0, 0]], [[1, 0, 0, 0], [1, 0, 1, 0]]
+    theirs = sklearn_metrics.f1_score(truth, guess, average="macro", zero_division=0)
+    assert task.score(gold, found)["macro_f1"] == pytest.approx(theirs) == 0.25
 
 
 def test_scores_of_numbers(encoder: Encoder):

@@ -113,6 +113,9 @@ def test_spans_in_characters():
         ([[0, 3], [4]], "and not"),
         ([[0, 3], [4, "x"]], "and not"),
         ([[0, 3], [4, None]], "and not"),
+        ([[0.9, 3.2], [9, 13]], "and not"),
+        ([["0", "3"], [9, 13]], "and not"),
+        ([[0, 3], [False, True]], "and not"),
         ([[0, 3], [9, 15]], "not in its text of 14 characters"),
         ([[-1, 3], [9, 13]], "not in its text"),
         ([[3, 3], [9, 13]], "not in its text"),
@@ -132,10 +135,18 @@ def test_missing_columns_and_labels_are_told():
         task.parse(Record({"sentence": "x"}, "a:1"))
     with pytest.raises(BadRecordError, match="label is empty"):
         tagged("<e1> a </e1> <e2> b </e2>", " ")
-    with pytest.raises(ExamplesError, match=r"data.train has 1 relations \(Other\): there must be at least two"):
+    with pytest.raises(
+        ExamplesError, match=r"data.train and data.dev have 1 relations \(Other\): there must be at least two"
+    ):
         task.labels([tagged("<e1> a </e1> <e2> b </e2>")])
-    with pytest.raises(ExamplesError, match="no label 'Cause' in training, where there are Other, "):
+    with pytest.raises(
+        ExamplesError, match=r"data.test has the label 'Cause', and data.train and data.dev have Other, "
+    ):
         bind(wordpiece()).features([tagged("<e1> a </e1> <e2> b </e2>", "Cause")])
+    with pytest.raises(BadRecordError, match=r"label 'Cause' is not one of task.labels \(Other, Effect\)"):
+        Relation(RelationConfig(labels=("Other", "Effect"))).parse(
+            Record({"text": "<e1> a </e1> <e2> b </e2>", "label": "Cause"}, "a:1")
+        )
 
 
 # Markers.

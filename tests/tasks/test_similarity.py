@@ -176,6 +176,7 @@ def test_rows():
         ({"anchor": "a", "positive": ""}, {}, "positive is empty"),
         ({"anchor": "a", "positive": "b", "n": 3}, {"negatives": "n"}, "n is 3, and no text and no list of texts"),
         ({"anchor": "a", "positive": "b", "s": "high"}, {"score": "s"}, "s is 'high', and no number"),
+        ({"anchor": "a", "positive": "b", "s": True}, {"score": "s"}, "s is True, and no number"),
     ):
         with pytest.raises(BadRecordError, match=text):
             parse(values, **settings)
@@ -183,12 +184,13 @@ def test_rows():
         parse({"anchor": "a"})
 
 
-def test_dev_that_measures_nothing():
-    vector = np.ones(4, np.float32)
-    with pytest.raises(ExamplesError, match=r"without a second one in the column 'positive'"):
-        bind(target="dropout").score([Related("a", None)], [Vectors(vector, None, ())])
-    with pytest.raises(ExamplesError, match="has no column 's'"):
-        bind(score="s").score([Related("a", "b")], [Vectors(vector, vector, ())])
+def test_files_that_measure_nothing():
+    with pytest.raises(ExamplesError, match=r"data.dev has texts without a second one in the column 'positive'"):
+        bind(target="dropout").check_measurable([Related("a", None)], "data.dev")
+    with pytest.raises(ExamplesError, match=r"data.test has rows without a column 's'"):
+        bind(score="s").check_measurable([Related("a", "b")], "data.test")
+    bind(score="s").check_measurable([Related("a", "b", (), 1.0)], "data.test")
+    bind().check_measurable([Related("a", "b")], "data.dev")
 
 
 def test_settings_that_contradict():

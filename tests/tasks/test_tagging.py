@@ -113,6 +113,7 @@ def test_tags_of_words_stay_as_they_are():
         ("Ada/NNP", {}, "'NNP' is no tag of IOB2: it has O and B-TYPE, I-TYPE"),
         ("Ada/S-PER", {}, "'S-PER' is no tag of IOB2"),
         ("Ada", {}, "has 1 columns"),
+        ("Ada/B-PER", {"word_column": 1}, "has 2 columns: task.word-column 1 and task.tag-column -1 are one"),
         ("Ada/B-PER", {"tag_column": 2}, "task.tag-column 2 is none"),
         ("Ada/B-PER", {"tag_column": -3}, "task.tag-column -3 is none"),
         ("Ada/B-PER", {"word_column": 2}, "task.word-column 2 or"),
@@ -179,6 +180,8 @@ def test_the_same_name_may_stand_twice():
         ([["0", 3, "PER"]], "is no span"),
         ([[0, True, "PER"]], "is no span"),
         ([[0, 3, None]], "is no span"),
+        ([[0, 3, ""]], "has an empty type"),
+        ({" ": {"Ada": [[0, 3]]}}, "has an empty type"),
         ([{"start": 0, "label": "PER"}], "is no span"),
         (["PER"], "is no span"),
         ([[8, 15, "LOC"]], "8 to 15 is not in its text of 14 characters"),
@@ -206,11 +209,23 @@ def test_missing_columns_and_wrong_settings_are_told():
         spanned(TEXT, [], scheme="words")
     with pytest.raises(BadRecordError, match="text is empty"):
         spanned(" ", [])
-    with pytest.raises(ExamplesError, match=r"data.train has no entities: check task.tag-column"):
+    with pytest.raises(ExamplesError, match=r"data.train and data.dev have no entities: check task.tag-column"):
         Tagging(TaggingConfig()).labels([spanned(TEXT, [])])
     bound = bind(wordpiece())
-    with pytest.raises(ExamplesError, match=r"no label 'B-ORG' in training, where there are O, B-LOC, I-LOC, B-PER"):
+    with pytest.raises(
+        ExamplesError, match=r"data.test has the label 'B-ORG', and data.train and data.dev have O, B-LOC"
+    ):
         bound.features([sentence_of("ACM/B-ORG")])
+
+
+def test_a_type_that_is_not_listed_is_wrong_with_a_sentence():
+    with pytest.raises(BadRecordError, match=r"label 'ORG' is not one of task.labels \(PER, LOC\)"):
+        sentence_of("a/B-PER b/B-ORG", labels=("PER", "LOC"))
+    with pytest.raises(BadRecordError, match=r"label 'ORG' is not one of task.labels \(PER\)"):
+        spanned(TEXT, [[0, 1, "ORG"]], labels=("PER",))
+    with pytest.raises(BadRecordError, match=r"label 'NN' is not one of task.labels \(DT\)"):
+        sentence_of("a/DT b/NN", labels=("DT",), scheme="words")
+    assert sentence_of("a/B-PER b/O", labels=("PER", "LOC")).tags == ("B-PER", "O")
 
 
 def test_labels_are_the_tags_of_the_types():
