@@ -27,7 +27,7 @@ from jaxbert.weights.configuration import (
 )
 from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.folder import ADAPTER, ADAPTER_CONFIG, MERGED_CONFIG, inside, write_json, written_whole
-from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError
+from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError, shown
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
 from jaxbert.weights.tree import Layout, from_tree
@@ -138,13 +138,15 @@ def read_adapter(path: pathlib.Path) -> AdapterFolder:
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0] if key != "peft_type" else None) not in plain:
             raise WeightsError(
-                f"{file}: {key} {values.get(key)!r} is another computation than W + alpha / r A B: merge it with peft, and load that"
+                f"{file}: {key} {shown(repr(values.get(key)))} is another computation than W + alpha / r A B: merge it with peft, and load that"
             )
     rank, alpha, base = (values.get(key) for key in ("r", "lora_alpha", "base_model_name_or_path"))
     if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise WeightsError(f"{file}: r {rank!r} and lora_alpha {alpha!r} are no rank and no number: get the file again")
+        raise WeightsError(
+            f"{file}: r {shown(repr(rank))} and lora_alpha {shown(repr(alpha))} are no rank and no number: get the file again"
+        )
     if base is not None and not isinstance(base, str):
-        raise WeightsError(f"{file}: base_model_name_or_path {base!r} is no name: get the file again")
+        raise WeightsError(f"{file}: base_model_name_or_path {shown(repr(base))} is no name: get the file again")
     if values.get("rank_pattern"):
         raise WeightsError(f"{file}: rank_pattern is not empty: merge it with peft, and load that")
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in open_file(inside(path, path.parent)).items()}
@@ -175,13 +177,13 @@ def onto_base(
         full = name if name in known else f"{BASE[family]}.{name}"
         if full not in known or pair.keys() != {"A", "B"}:
             raise WeightsError(
-                f"{adapter.path}: {name} has no counterpart in {base.source}, or is half there: {_OTHER_BASE}"
+                f"{adapter.path}: {shown(name)} has no counterpart in {base.source}, or is half there: {_OTHER_BASE}"
             )
         a, b = pair["A"], pair["B"]
         shapes = (b.shape[:1] + a.shape[1:], a.shape[:1])
         if len(a.shape) != 2 or len(b.shape) != 2 or shapes != (arrays[full].shape, b.shape[1:]):
             raise WeightsError(
-                f"{adapter.path}: the adapter of {name} is {list(a.shape)} and {list(b.shape)}, and its kernel in {base.source} "
+                f"{adapter.path}: the adapter of {shown(name)} is {list(a.shape)} and {list(b.shape)}, and its kernel in {base.source} "
                 f"{list(arrays[full].shape)}: {_OTHER_BASE}"
             )
         product = np.asarray(b.read(), np.float32) @ np.asarray(a.read(), np.float32)

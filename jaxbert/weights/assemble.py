@@ -22,6 +22,7 @@ from jaxbert.weights.names import (
     Parameter,
     WeightsError,
     canonical,
+    shown,
 )
 from jaxbert.weights.tree import GROUPS, SPARE_BIAS, Layout, Params, initialised, to_tree
 
@@ -132,7 +133,7 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     known = {p.torch: p for p in universe if p.torch is not None}
     found, twice = _canonical(tensors, layout.family, known)
     if twice:
-        raise WeightsError(f"{source}: {twice} is there twice, under two names: remove one of them")
+        raise WeightsError(f"{source}: {shown(twice)} is there twice, under two names: remove one of them")
     copies = _decoder_copies(found, known, layout.family)
 
     present = {p.group for name, p in known.items() if name in found}
@@ -150,7 +151,7 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     extra = [tensor.name for name, tensor in found.items() if name not in known]
     unexpected = [name for name in extra if not _matches(name, request.allow_unexpected)]
     misshapen = [
-        f"{tensor.name} is {list(tensor.shape)} there and {list(parameter.torch_shape)} by the configuration"
+        f"{shown(tensor.name)} is {list(tensor.shape)} there and {list(parameter.torch_shape)} by the configuration"
         for parameter, tensor in read.values()
         if tensor.shape != parameter.torch_shape
     ]
@@ -234,7 +235,7 @@ def _refuse(
 
 def _some(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(shown(name, 300) for name in names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -244,7 +245,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
     array = tensor.read()
     if array.shape != tensor.shape:
-        raise WeightsError(f"{source}: {tensor.name} is not of the shape that the file declares: get the file again")
+        raise WeightsError(
+            f"{source}: {shown(tensor.name)} is not of the shape that the file declares: get the file again"
+        )
     return array
 
 
@@ -255,6 +258,6 @@ def _common_dtype(arrays: Iterable[np.ndarray]) -> DType:
 
 def _untied(copy: Tensor, source: str) -> str:
     return (
-        f"{source}: {copy.name} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
+        f"{source}: {shown(copy.name)} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
         "beside it where they are two, or load the encoder alone with heads=()"
     )

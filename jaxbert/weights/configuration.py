@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.names import Family, WeightsError
+from jaxbert.weights.names import Family, WeightsError, shown
 from jaxbert.weights.tree import Layout
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -162,7 +162,7 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
     for key, unchanged in _UNCHANGED.items():
         if values.get(key) not in unchanged:
             raise WeightsError(
-                f"{source}: {key} {values[key]!r} is another computation than this encoder's: "
+                f"{source}: {key} {shown(repr(values[key]))} is another computation than this encoder's: "
                 f"only {unchanged[-1]!r} can be loaded"
             )
     fields: dict[str, Any] = dict(_FIXED.get(family, {}))
@@ -178,7 +178,7 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         )
     fields[_TIED] = values.get(_TIED, True)
     if not isinstance(fields[_TIED], bool):
-        raise WeightsError(f"{source}: {_TIED} {fields[_TIED]!r} is neither true nor false: correct it")
+        raise WeightsError(f"{source}: {_TIED} {shown(repr(fields[_TIED]))} is neither true nor false: correct it")
     if fields.get("embedding_size") == fields["hidden_size"]:
         fields["embedding_size"] = None
     unused = 0
@@ -264,7 +264,7 @@ def _family(values: Mapping[str, Any], source: str) -> tuple[Family, str | None]
     model_type = values.get("model_type", inferred)
     if model_type not in FAMILIES:
         raise WeightsError(
-            f"{source}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}: it cannot be loaded"
+            f"{source}: model_type {shown(repr(model_type))} is not one of {', '.join(FAMILIES)}: it cannot be loaded"
         )
     known = [name for name in known if ARCHITECTURES[name][0] == model_type]
     return model_type, known[0] if known else None
@@ -290,7 +290,9 @@ def _value(field: str, key: str, value: Any, source: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             fault = f"is no whole number from {least} to {most}"
     if fault:
-        raise WeightsError(f"{source}: {key} {value!r} {fault}: take the config.json that belongs to the weights")
+        raise WeightsError(
+            f"{source}: {key} {shown(repr(value))} {fault}: take the config.json that belongs to the weights"
+        )
     return value
 
 

@@ -7,6 +7,7 @@ import tyro
 
 from jaxbert.config import Pooling
 from jaxbert.weights.convert import System, convert
+from jaxbert.weights.names import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run(options: ConvertOptions) -> None:
     }
     for what, names in lists.items():
         if names:
-            print(f"{what}: {', '.join(names)}")
+            print(f"{what}: {', '.join(map(shown, names))}")
     for word, pieces in converted.added.items():
-        print(f"new token {word}: the mean of {' '.join(pieces) or 'the whole table'}")
+        print(f"new token {shown(word)}: the mean of {' '.join(map(shown, pieces)) or 'the whole table'}")
     print(f"{converted.architecture} in {converted.folder}")

@@ -30,7 +30,7 @@ from jaxbert.weights.folder import (
     write_json,
     written_whole,
 )
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
 from jaxbert.weights.tree import Layout
@@ -52,16 +52,16 @@ def read_weights(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
 
 
 def _shards(index: pathlib.Path, folder: pathlib.Path) -> dict[str, Tensor]:
-    shards = shard_names(index, folder)
-    weight_map = read_json(index)["weight_map"]
+    listed_in: dict[str, set[str]] = {shard: set() for shard in sorted(shard_names(index, folder))}
+    for name, shard in read_json(index)["weight_map"].items():
+        listed_in[shard].add(name)
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(shards):
+    for shard, listed in listed_in.items():
         declared = open_file(inside(folder / shard, folder))
-        listed = {name for name, file in weight_map.items() if file == shard}
         other = sorted(declared.keys() ^ listed)
         if other:
             place = "not in the shard" if other[0] in listed else "not listed for the shard"
-            raise WeightsError(f"{index}: {other[0]} is {place} {shard}: get the folder again")
+            raise WeightsError(f"{index}: {shown(other[0])} is {place} {shard}: get the folder again")
         tensors |= declared
     return tensors
 

@@ -22,7 +22,7 @@ from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
 from jaxbert.weights.assemble import Assembled, Request
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG, inside
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 from jaxbert.weights.tree import GROUPS, Layout, Params, from_tree, initialised, to_tree
 
 EXPORTED = "model"
@@ -148,7 +148,7 @@ def _check_same_model(stored: Mapping[str, Any], wanted: Mapping[str, Any], fold
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             raise WeightsError(
-                f"{folder}: in checkpoint {step}, {path} is {there.get(path, 'missing')} and by {CONFIG} "
+                f"{folder}: in checkpoint {step}, {shown(path)} is {there.get(path, 'missing')} and by {CONFIG} "
                 f"{here.get(path, 'missing')}: take the {CONFIG} that the run wrote"
             )
 

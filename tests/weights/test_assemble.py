@@ -221,3 +221,10 @@ def test_rows_that_no_token_uses_are_carried():
     out = disassemble(found.params, the_layout, ("mlm",), found.carried)
     assert {k: v.tobytes() for k, v in out.items()} == {k: v.tobytes() for k, v in arrays.items()}
     assert not disassemble(found.params, the_layout, ())[name][:2].any()
+
+
+def test_names_of_a_file_are_shown_on_one_line():
+    with pytest.raises(WeightsError, match=r"1 unexpected \(a\\nb\\x1b\[2J") as caught:
+        taken(bert_arrays() | {"a\nb\x1b[2J" + "c" * 10**5: np.zeros(1, np.float32)})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
