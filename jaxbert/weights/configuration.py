@@ -58,6 +58,8 @@ OPTIONAL: Mapping[str, Any] = {
 }
 # modeling_distilbert.py builds its LayerNorms with this epsilon and has no token types.
 _FIXED: Mapping[Family, Mapping[str, Any]] = {"distilbert": {"layer_norm_epsilon": 1e-12, "type_vocab_size": 0}}
+# Values by which a model of a run has no such part.
+_WITHOUT: Mapping[str, Any] = {"embedding_size": None, "type_vocab_size": 0}
 
 # transformers' names; all tanh forms are one formula (transformers/activations.py).
 _ACTIVATIONS = {
@@ -170,12 +172,7 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         if key not in values and field not in OPTIONAL:
             raise WeightsError(f"{source}: {key} is missing: take the config.json that belongs to the weights")
         fields[field] = _value(field, key, values.get(key, OPTIONAL.get(field)), source)
-    if fields["hidden_size"] % fields["num_heads"]:
-        heads, width = KEYS[family]["num_heads"], KEYS[family]["hidden_size"]
-        raise WeightsError(
-            f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
-            "take the config.json that belongs to the weights"
-        )
+    _check_heads(fields, KEYS[family], source)
     fields[_TIED] = values.get(_TIED, True)
     if not isinstance(fields[_TIED], bool):
         raise WeightsError(f"{source}: {_TIED} {shown(repr(fields[_TIED]))} is neither true nor false: correct it")
@@ -199,6 +196,19 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         architecture,
         {key: value for key, value in values.items() if key not in known},
     )
+
+
+def check_run_model(model: ModelConfig, source: str) -> None:
+    """Refuses a run's model whose sizes or rates a config.json could not have either, before anything is made of them.
+
+    `source` names the file in errors. Raises WeightsError.
+    """
+    fields = dataclasses.asdict(model)
+    names = {field: f"model.{field}" for field in (*KEYS["electra"], "pad_vocab_to")}
+    for field, name in names.items():
+        if field != "activation" and (field not in _WITHOUT or fields[field] != _WITHOUT[field]):
+            _value(field, name, fields[field], source)
+    _check_heads(fields, names, source)
 
 
 def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -294,6 +304,16 @@ def _value(field: str, key: str, value: Any, source: str) -> Any:
             f"{source}: {key} {shown(repr(value))} {fault}: take the config.json that belongs to the weights"
         )
     return value
+
+
+def _check_heads(fields: Mapping[str, Any], names: Mapping[str, str], source: str) -> None:
+    """Raises WeightsError where heads are not of one width. `names`: what the file calls the fields."""
+    if fields["hidden_size"] % fields["num_heads"]:
+        heads, width = names["num_heads"], names["hidden_size"]
+        raise WeightsError(
+            f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
+            "take the config.json that belongs to the weights"
+        )
 
 
 def _labels(values: Mapping[str, Any], source: str) -> int:
