@@ -72,6 +72,11 @@ def read_embedder(folder: pathlib.Path) -> Embedder | None:
         if max_length is not None and (type(max_length) is not int or max_length < _SHORTEST):
             raise WeightsError(f"{length}: max_seq_length {shown(repr(max_length))} is no length: get the file again")
     settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
+    name = settings.get("default_prompt_name")
+    if name is not None and not isinstance(name, str):
+        raise WeightsError(
+            f"{folder / SETTINGS}: default_prompt_name {shown(repr(name))} is no name: get the file again"
+        )
     pooling = _pooling(_named_folder(folder, modules[1].get("path")) / CONFIG, folder)
     return Embedder(pooling, len(kinds) == 3, max_length, lowercase, settings)
 

@@ -138,6 +138,10 @@ def test_an_embedder_stays_one(bert: pathlib.Path, tmp_path: pathlib.Path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu").encode(texts)
     np.testing.assert_allclose(loaded.predictor("embed").embed(texts), theirs, atol=1e-5)
+    settings = tmp_path / "again" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({"prompts": {"q": "query: "}, "default_prompt_name": ["q"]}))
+    with pytest.raises(WeightsError, match=r"transformers.json: default_prompt_name \['q'\] is no name"):
+        load(tmp_path / "again")
 
 
 def test_an_embedder_whose_transformer_has_a_folder_of_its_own(bert: pathlib.Path, tmp_path: pathlib.Path):
