@@ -27,6 +27,8 @@ from jaxbert.weights.names import (
 from jaxbert.weights.tree import GROUPS, SPARE_BIAS, Layout, Params, initialised, to_tree
 
 DType = Literal["float32", "float16", "bfloat16"]
+Types = DType | Mapping[str, DType]
+"""One type of all parameters; or by path, where they are of several."""
 _NAMED = 3
 _RIVALS = ("sequence", "token", "choice")
 
@@ -71,8 +73,8 @@ class Assembled:
     """The file's names of what was left unread, buffers among them."""
     carried: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """What the model has no use for, and an export writes again: our path -> rows on top of its table; SPARE_BIAS."""
-    dtype: DType = "float32"
-    """The type of all that was read, where it was one of these; else float32."""
+    dtype: Types = "float32"
+    """What the file has them in, by our paths and SPARE_BIAS where that is of several types; float32 for what is no `DType`."""
 
 
 def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> Assembled:
@@ -83,7 +85,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     """
     plan = _plan(tensors, layout, request, source)
     stored = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
-    dtype = _common_dtype(stored.values())
+    types: dict[str, DType] = {path: _dtype(array) for path, array in stored.items()}
     arrays = {path: np.asarray(array, np.float32) for path, array in stored.items()}
     del stored
     differing = [
@@ -96,7 +98,8 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     # Of an untied decoder's two biases, transformers computes with one: the other goes out again as it came.
     carried: dict[str, np.ndarray] = {}
     for copy in differing:
-        carried[SPARE_BIAS] = np.asarray(_read(copy, source), np.float32)
+        spare = _read(copy, source)
+        carried[SPARE_BIAS], types[SPARE_BIAS] = np.asarray(spare, np.float32), _dtype(spare)
     ours: dict[str, np.ndarray] = {}
     for parameter in plan.parameters:
         if parameter.path in arrays:
@@ -108,6 +111,8 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
+    first = next(iter(types.values()), "float32")
+    dtype = first if {*types.values()} <= {first} else types
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
 
 
@@ -251,9 +256,8 @@ def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
     return array
 
 
-def _common_dtype(arrays: Iterable[np.ndarray]) -> DType:
-    names = {array.dtype.name for array in arrays}
-    return next((dtype for dtype in get_args(DType) if names == {dtype}), "float32")
+def _dtype(array: np.ndarray) -> DType:
+    return next((dtype for dtype in get_args(DType) if array.dtype.name == dtype), "float32")
 
 
 def _untied(copy: Tensor, source: str) -> str:

@@ -5,11 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.assemble import Assembled, DType, Request, Tensor, assemble
+from jaxbert.weights.assemble import Assembled, Request, Tensor, Types, assemble
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     HfConfiguration,
@@ -79,7 +78,7 @@ def save(
     labels: int = 2,
     unused_positions: int = 0,
     embedder: Embedder | None = None,
-    dtype: DType = "float32",
+    dtype: Types = "float32",
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `embedder` is given.
@@ -94,7 +93,7 @@ def save(
       labels: classes of a sequence or token classifier.
       unused_positions: padding_idx + 1 in RoBERTa (`Loaded.unused_positions`), else 0.
       embedder: makes it an embedder, as it says.
-      dtype: of the weights in the file.
+      dtype: of the weights in the file, one for all or by path (`Loaded.dtype`).
       overwrite: replace a folder that is there.
 
     The folder appears whole or not at all: it is written beside its place, and renamed.
@@ -104,13 +103,15 @@ def save(
     if architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     layout = Layout(config, ARCHITECTURES[architecture][0], labels, unused_positions)
-    values = write_configuration(layout, architecture, extra) | {"dtype": dtype}
+    values = write_configuration(layout, architecture, extra)
+    # transformers loads all of them in one type, and float32 holds the others.
+    values["dtype"] = dtype if isinstance(dtype, str) else "float32"
     groups = stored_groups(architecture, params.keys())
-    arrays = disassemble(params, layout, groups, carried, base_alone=is_base(architecture))
+    arrays = disassemble(params, layout, groups, carried, is_base(architecture), dtype)
     length = config.max_position_embeddings
     with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
-        write_file(partial / WEIGHTS, {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()})
+        write_file(partial / WEIGHTS, arrays)
         # safetensors makes files that their owner alone may read.
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         if tokenizer is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
 from jaxbert.weights.adapter import onto_base, read_adapter
-from jaxbert.weights.assemble import Assembled, DType, Request
+from jaxbert.weights.assemble import Assembled, Request, Types
 from jaxbert.weights.configuration import HfConfiguration
 from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
 from jaxbert.weights.flax_v4 import read_msgpack
@@ -57,8 +57,8 @@ class Loaded:
     """Classes of a sequence or token classifier."""
     unused_positions: int = 0
     """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
-    dtype: DType = "float32"
-    """The type of the weights in the file; in `params` they are float32."""
+    dtype: Types = "float32"
+    """The type of the weights in the file, by their path where there are several; in `params` they are float32."""
     embedder: Embedder | None = None
     """How token vectors become a text's, where the folder is a sentence embedder."""
     step: int | None = None

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from made_models import bert_for_pretraining, torch_model, write_folder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxbert.config import VocabularyConfig
@@ -20,6 +20,7 @@ from jaxbert.predict.texts import open_tokenizer
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.text.wordpiece import train_tokenizer
 from jaxbert.weights.convert import convert
+from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import load
 from jaxbert.weights.names import WeightsError
 
@@ -214,6 +215,26 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: pathlib.Path, dtype: str):
         assert after[name].dtype == getattr(torch, dtype)
         assert torch.equal(after[name], tensor), name
     assert transformers.AutoConfig.from_pretrained(tmp_path / "target").dtype == getattr(torch, dtype)
+
+
+def test_a_file_of_several_types_stays_one(tmp_path: pathlib.Path):
+    source = write_folder(tmp_path / "source", torch_model("BertForMaskedLM", tie_word_embeddings=False))
+    path = source / "model.safetensors"
+    kinds = [torch.float32, torch.float16, torch.bfloat16]
+    before = {name: tensor.to(kinds[i % 3]) for i, (name, tensor) in enumerate(load_file(path).items())}
+    # Of the two biases of a decoder, the one that is not computed with.
+    before["cls.predictions.bias"] = torch.ones(len(before["cls.predictions.bias"]), dtype=torch.float16)
+    before["cls.predictions.decoder.bias"] = torch.zeros(len(before["cls.predictions.bias"]), dtype=torch.bfloat16)
+    save_file(before, path)
+    loaded = load(source)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {"float32"}
+    convert(source, tmp_path / "target")
+    after = load_file(tmp_path / "target" / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "target").dtype == torch.float32
+    save(tmp_path / "one", **(loaded.export_arguments() | {"dtype": "bfloat16"}))
+    assert load(tmp_path / "one").dtype == "bfloat16"
 
 
 def test_words_that_vocab_txt_cannot_say(bert: pathlib.Path, tmp_path: pathlib.Path):

@@ -30,7 +30,7 @@ def test_a_path_that_is_not_there(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("path", [None, 5, b"abc"])
 def test_what_is_no_path(path):
-    with pytest.raises(WeightsError, match=r"is no path: name a file or folder, or a model on the hub") as caught:
+    with pytest.raises(WeightsError, match=r"is no path: name a file or folder, or a model on the hub"):
         load(path)
 
 
