@@ -52,6 +52,8 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "lora_bias": (False, None),
 }
+# Not a number, infinity and what is infinite as a float32 are above it.
+_LARGEST_ALPHA = 1e30
 _SIZES = "vocab_size hidden_size num_layers num_heads intermediate_size max_position_embeddings type_vocab_size".split()
 
 
@@ -141,7 +143,8 @@ def read_adapter(path: pathlib.Path) -> AdapterFolder:
                 f"{file}: {key} {shown(repr(values.get(key)))} is another computation than W + alpha / r A B: merge it with peft, and load that"
             )
     rank, alpha, base = (values.get(key) for key in ("r", "lora_alpha", "base_model_name_or_path"))
-    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= _LARGEST_ALPHA
+    if type(rank) is not int or rank < 1 or not is_number:
         raise WeightsError(
             f"{file}: r {shown(repr(rank))} and lora_alpha {shown(repr(alpha))} are no rank and no number: get the file again"
         )
@@ -150,6 +153,12 @@ def read_adapter(path: pathlib.Path) -> AdapterFolder:
     if values.get("rank_pattern"):
         raise WeightsError(f"{file}: rank_pattern is not empty: merge it with peft, and load that")
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in open_file(inside(path, path.parent)).items()}
+    ranks = {name: tensor.shape[:1] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
+    other = next((name for name, found in ranks.items() if found != (rank,)), None)
+    if other is not None:
+        raise WeightsError(
+            f"{file}: r is {rank}, and {shown(other)} is {list(tensors[other].shape)} in {path.name}: get the folder again"
+        )
     return AdapterFolder(path, base, alpha / rank, values.get("task_type"), tensors)
 
 
