@@ -111,8 +111,8 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
-    first = next(iter(types.values()), "float32")
-    dtype = first if {*types.values()} <= {first} else types
+    first: DType = next(iter(types.values()), "float32")
+    dtype: Types = first if {*types.values()} <= {first} else types
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
 
 
@@ -227,7 +227,9 @@ def _refuse(
             ways.append("set tie_word_embeddings to true in config.json where the decoder is the word table")
         elif "encoder" in groups:
             ways.append("take the config.json that belongs to these weights")
-        if present.isdisjoint(groups):
+        if "encoder" in groups and "encoder" not in present:
+            ways.append("or name weights that hold an encoder")
+        elif present.isdisjoint(groups):
             ways.append(f"fresh={tuple(groups)} to start with new ones")
         else:
             ways.append("allow_missing= to start with new ones")

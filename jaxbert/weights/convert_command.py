@@ -8,6 +8,9 @@ import tyro
 from jaxbert.config import Pooling
 from jaxbert.weights.convert import System, convert
 from jaxbert.weights.names import shown
+from jaxbert.weights.tree import GROUPS
+
+_FRESH = f"Heads that are made new where the source has none: {', '.join(GROUPS[1:])}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +33,9 @@ class ConvertOptions:
     """Embedder: scale vectors to length 1."""
     heads: tuple[str, ...] | None = None
     """Heads to take beside the encoder; none after --heads: the encoder alone. None: all that are there."""
-    fresh: tuple[str, ...] = ()
-    """Heads that are made new where the source has none: pooler, mlm, nsp, sequence, token, span."""
+    fresh: Annotated[tuple[str, ...], tyro.conf.arg(help=_FRESH)] = ()
+    base: str | None = None
+    """Adapters: the model that they are for. None: the one that they name."""
     allow_missing: tuple[str, ...] = ()
     """Patterns of torch names that may be missing; they are made new."""
     allow_unexpected: tuple[str, ...] = ()

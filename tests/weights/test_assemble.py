@@ -242,3 +242,10 @@ def test_names_of_a_file_are_shown_on_one_line():
         taken(bert_arrays() | {"a\nb\x1b[2J" + "c" * 10**5: np.zeros(1, np.float32)})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+def test_an_encoder_cannot_be_made_new():
+    heads = {name: array for name, array in bert_arrays().items() if name.startswith("cls.")}
+    with pytest.raises(WeightsError, match="name weights that hold an encoder") as caught:
+        taken(heads, heads=("mlm",))
+    assert "fresh=" not in str(caught.value)

@@ -319,6 +319,9 @@ def test_the_command(bert: pathlib.Path, tmp_path: pathlib.Path, repository: pat
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
 
     (tmp_path / "words").write_text("zebra\ncat\n", encoding="utf8")
+    options = run("--help").stdout
+    assert "--base" in options
+    assert "discriminator" in options
     done = run(bert, tmp_path / "target", "--extend-vocab", tmp_path / "words", "--architecture", "BertForMaskedLM")
     assert done.returncode == 0, done.stderr
     assert "new token zebra: the mean of " in done.stdout
