@@ -22,7 +22,19 @@ from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.tasks import metrics
-from jaxbert.tasks.task import BoundTask, Encoder, Mistake, Outputs, Task, column, encode, is_cut, number_in, text_in, type_ids
+from jaxbert.tasks.task import (
+    BoundTask,
+    Encoder,
+    Mistake,
+    Outputs,
+    Task,
+    column,
+    encode,
+    is_cut,
+    number_in,
+    text_in,
+    type_ids,
+)
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.embedder import Embedder

@@ -27,7 +27,7 @@ from jaxbert.weights.configuration import (
 )
 from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.folder import ADAPTER, ADAPTER_CONFIG, MERGED_CONFIG, inside, write_json, written_whole
-from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError
+from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError, shown
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
 from jaxbert.weights.tree import Layout, from_tree
@@ -52,6 +52,8 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "lora_bias": (False, None),
 }
+# Not a number, infinity and what is infinite as a float32 are above it.
+_LARGEST_ALPHA = 1e30
 _SIZES = "vocab_size hidden_size num_layers num_heads intermediate_size max_position_embeddings type_vocab_size".split()
 
 
@@ -138,16 +140,25 @@ def read_adapter(path: pathlib.Path) -> AdapterFolder:
     for key, plain in _PLAIN.items():
         if values.get(key, plain[0] if key != "peft_type" else None) not in plain:
             raise WeightsError(
-                f"{file}: {key} {values.get(key)!r} is another computation than W + alpha / r A B: merge it with peft, and load that"
+                f"{file}: {key} {shown(repr(values.get(key)))} is another computation than W + alpha / r A B: merge it with peft, and load that"
             )
     rank, alpha, base = (values.get(key) for key in ("r", "lora_alpha", "base_model_name_or_path"))
-    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise WeightsError(f"{file}: r {rank!r} and lora_alpha {alpha!r} are no rank and no number: get the file again")
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= _LARGEST_ALPHA
+    if type(rank) is not int or rank < 1 or not is_number:
+        raise WeightsError(
+            f"{file}: r {shown(repr(rank))} and lora_alpha {shown(repr(alpha))} are no rank and no number: get the file again"
+        )
     if base is not None and not isinstance(base, str):
-        raise WeightsError(f"{file}: base_model_name_or_path {base!r} is no name: get the file again")
+        raise WeightsError(f"{file}: base_model_name_or_path {shown(repr(base))} is no name: get the file again")
     if values.get("rank_pattern"):
         raise WeightsError(f"{file}: rank_pattern is not empty: merge it with peft, and load that")
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in open_file(inside(path, path.parent)).items()}
+    ranks = {name: tensor.shape[:1] for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
+    other = next((name for name, found in ranks.items() if found != (rank,)), None)
+    if other is not None:
+        raise WeightsError(
+            f"{file}: r is {rank}, and {shown(other)} is {list(tensors[other].shape)} in {path.name}: get the folder again"
+        )
     return AdapterFolder(path, base, alpha / rank, values.get("task_type"), tensors)
 
 
@@ -175,13 +186,13 @@ def onto_base(
         full = name if name in known else f"{BASE[family]}.{name}"
         if full not in known or pair.keys() != {"A", "B"}:
             raise WeightsError(
-                f"{adapter.path}: {name} has no counterpart in {base.source}, or is half there: {_OTHER_BASE}"
+                f"{adapter.path}: {shown(name)} has no counterpart in {base.source}, or is half there: {_OTHER_BASE}"
             )
         a, b = pair["A"], pair["B"]
         shapes = (b.shape[:1] + a.shape[1:], a.shape[:1])
         if len(a.shape) != 2 or len(b.shape) != 2 or shapes != (arrays[full].shape, b.shape[1:]):
             raise WeightsError(
-                f"{adapter.path}: the adapter of {name} is {list(a.shape)} and {list(b.shape)}, and its kernel in {base.source} "
+                f"{adapter.path}: the adapter of {shown(name)} is {list(a.shape)} and {list(b.shape)}, and its kernel in {base.source} "
                 f"{list(arrays[full].shape)}: {_OTHER_BASE}"
             )
         product = np.asarray(b.read(), np.float32) @ np.asarray(a.read(), np.float32)

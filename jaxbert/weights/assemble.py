@@ -22,10 +22,13 @@ from jaxbert.weights.names import (
     Parameter,
     WeightsError,
     canonical,
+    shown,
 )
 from jaxbert.weights.tree import GROUPS, SPARE_BIAS, Layout, Params, initialised, to_tree
 
 DType = Literal["float32", "float16", "bfloat16"]
+Types = DType | Mapping[str, DType]
+"""One type of all parameters; or by path, where they are of several."""
 _NAMED = 3
 _RIVALS = ("sequence", "token", "choice")
 
@@ -70,8 +73,8 @@ class Assembled:
     """The file's names of what was left unread, buffers among them."""
     carried: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """What the model has no use for, and an export writes again: our path -> rows on top of its table; SPARE_BIAS."""
-    dtype: DType = "float32"
-    """The type of all that was read, where it was one of these; else float32."""
+    dtype: Types = "float32"
+    """What the file has them in, by our paths and SPARE_BIAS where that is of several types; float32 for what is no `DType`."""
 
 
 def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, source: str) -> Assembled:
@@ -82,7 +85,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     """
     plan = _plan(tensors, layout, request, source)
     stored = {parameter.path: _read(tensor, source) for parameter, tensor in plan.read.values()}
-    dtype = _common_dtype(stored.values())
+    types: dict[str, DType] = {path: _dtype(array) for path, array in stored.items()}
     arrays = {path: np.asarray(array, np.float32) for path, array in stored.items()}
     del stored
     differing = [
@@ -95,7 +98,8 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
     # Of an untied decoder's two biases, transformers computes with one: the other goes out again as it came.
     carried: dict[str, np.ndarray] = {}
     for copy in differing:
-        carried[SPARE_BIAS] = np.asarray(_read(copy, source), np.float32)
+        spare = _read(copy, source)
+        carried[SPARE_BIAS], types[SPARE_BIAS] = np.asarray(spare, np.float32), _dtype(spare)
     ours: dict[str, np.ndarray] = {}
     for parameter in plan.parameters:
         if parameter.path in arrays:
@@ -107,6 +111,8 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
+    first: DType = next(iter(types.values()), "float32")
+    dtype: Types = first if {*types.values()} <= {first} else types
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
 
 
@@ -132,7 +138,7 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     known = {p.torch: p for p in universe if p.torch is not None}
     found, twice = _canonical(tensors, layout.family, known)
     if twice:
-        raise WeightsError(f"{source}: {twice} is there twice, under two names: remove one of them")
+        raise WeightsError(f"{source}: {shown(twice)} is there twice, under two names: remove one of them")
     copies = _decoder_copies(found, known, layout.family)
 
     present = {p.group for name, p in known.items() if name in found}
@@ -150,7 +156,7 @@ def _plan(tensors: Mapping[str, Tensor], layout: Layout, request: Request, sourc
     extra = [tensor.name for name, tensor in found.items() if name not in known]
     unexpected = [name for name in extra if not _matches(name, request.allow_unexpected)]
     misshapen = [
-        f"{tensor.name} is {list(tensor.shape)} there and {list(parameter.torch_shape)} by the configuration"
+        f"{shown(tensor.name)} is {list(tensor.shape)} there and {list(parameter.torch_shape)} by the configuration"
         for parameter, tensor in read.values()
         if tensor.shape != parameter.torch_shape
     ]
@@ -221,7 +227,9 @@ def _refuse(
             ways.append("set tie_word_embeddings to true in config.json where the decoder is the word table")
         elif "encoder" in groups:
             ways.append("take the config.json that belongs to these weights")
-        if present.isdisjoint(groups):
+        if "encoder" in groups and "encoder" not in present:
+            ways.append("or name weights that hold an encoder")
+        elif present.isdisjoint(groups):
             ways.append(f"fresh={tuple(groups)} to start with new ones")
         else:
             ways.append("allow_missing= to start with new ones")
@@ -234,7 +242,7 @@ def _refuse(
 
 def _some(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(shown(name, 300) for name in names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -244,17 +252,18 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _read(tensor: Tensor, source: str) -> Float[np.ndarray, "..."]:
     array = tensor.read()
     if array.shape != tensor.shape:
-        raise WeightsError(f"{source}: {tensor.name} is not of the shape that the file declares: get the file again")
+        raise WeightsError(
+            f"{source}: {shown(tensor.name)} is not of the shape that the file declares: get the file again"
+        )
     return array
 
 
-def _common_dtype(arrays: Iterable[np.ndarray]) -> DType:
-    names = {array.dtype.name for array in arrays}
-    return next((dtype for dtype in get_args(DType) if names == {dtype}), "float32")
+def _dtype(array: np.ndarray) -> DType:
+    return next((dtype for dtype in get_args(DType) if array.dtype.name == dtype), "float32")
 
 
 def _untied(copy: Tensor, source: str) -> str:
     return (
-        f"{source}: {copy.name} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
+        f"{source}: {shown(copy.name)} differs from what a tied decoder repeats: set tie_word_embeddings to false in the config.json "
         "beside it where they are two, or load the encoder alone with heads=()"
     )

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.names import Family, WeightsError
+from jaxbert.weights.names import Family, WeightsError, shown
 from jaxbert.weights.tree import Layout
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -60,6 +60,8 @@ OPTIONAL: Mapping[str, Any] = {
 _FIXED: Mapping[Family, Mapping[str, Any]] = {"distilbert": {"layer_norm_epsilon": 1e-12, "type_vocab_size": 0}}
 # The MLM heads in modeling_roberta.py, modeling_xlm_roberta.py and modeling_electra.py do not look at hidden_act.
 _MLM_ACTIVATION: Mapping[Family, str] = dict.fromkeys(("roberta", "xlm-roberta", "electra"), "gelu")
+# Values by which a model of a run has no such part.
+_WITHOUT: Mapping[str, Any] = {"embedding_size": None, "type_vocab_size": 0}
 
 # transformers' names; all tanh forms are one formula (transformers/activations.py).
 _ACTIVATIONS = {
@@ -173,7 +175,7 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
     for key, unchanged in fixed.items():
         if values.get(key, unchanged[-1]) not in unchanged:
             raise WeightsError(
-                f"{source}: {key} {values[key]!r} is another computation than this encoder's: "
+                f"{source}: {key} {shown(repr(values[key]))} is another computation than this encoder's: "
                 f"only {unchanged[-1]!r} can be loaded"
             )
     fields: dict[str, Any] = dict(_FIXED.get(family, {}))
@@ -183,15 +185,10 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         fields[field] = _value(field, key, values.get(key, OPTIONAL.get(field)), source)
     if _MLM_ACTIVATION.get(family, fields["activation"]) != fields["activation"]:
         fields["mlm_activation"] = _MLM_ACTIVATION[family]
-    if fields["hidden_size"] % fields["num_heads"]:
-        heads, width = KEYS[family]["num_heads"], KEYS[family]["hidden_size"]
-        raise WeightsError(
-            f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
-            "take the config.json that belongs to the weights"
-        )
+    _check_heads(fields, KEYS[family], source)
     fields[_TIED] = values.get(_TIED, True)
     if not isinstance(fields[_TIED], bool):
-        raise WeightsError(f"{source}: {_TIED} {fields[_TIED]!r} is neither true nor false: correct it")
+        raise WeightsError(f"{source}: {_TIED} {shown(repr(fields[_TIED]))} is neither true nor false: correct it")
     if fields.get("embedding_size") == fields["hidden_size"]:
         fields["embedding_size"] = None
     unused = 0
@@ -212,6 +209,19 @@ def read_configuration(values: Mapping[str, Any], source: str, scan_layers: bool
         architecture,
         {key: value for key, value in values.items() if key not in known},
     )
+
+
+def check_run_model(model: ModelConfig, source: str) -> None:
+    """Refuses a run's model whose sizes or rates a config.json could not have either, before anything is made of them.
+
+    `source` names the file in errors. Raises WeightsError.
+    """
+    fields = dataclasses.asdict(model)
+    names = {field: f"model.{field}" for field in (*KEYS["electra"], "pad_vocab_to")}
+    for field, name in names.items():
+        if field != "activation" and (field not in _WITHOUT or fields[field] != _WITHOUT[field]):
+            _value(field, name, fields[field], source)
+    _check_heads(fields, names, source)
 
 
 def write_configuration(layout: Layout, architecture: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -284,7 +294,7 @@ def _family(values: Mapping[str, Any], source: str) -> tuple[Family, str | None]
     model_type = values.get("model_type", inferred)
     if model_type not in FAMILIES:
         raise WeightsError(
-            f"{source}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}: it cannot be loaded"
+            f"{source}: model_type {shown(repr(model_type))} is not one of {', '.join(FAMILIES)}: it cannot be loaded"
         )
     known = [name for name in known if ARCHITECTURES[name][0] == model_type]
     return model_type, known[0] if known else None
@@ -310,8 +320,20 @@ def _value(field: str, key: str, value: Any, source: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             fault = f"is no whole number from {least} to {most}"
     if fault:
-        raise WeightsError(f"{source}: {key} {value!r} {fault}: take the config.json that belongs to the weights")
+        raise WeightsError(
+            f"{source}: {key} {shown(repr(value))} {fault}: take the config.json that belongs to the weights"
+        )
     return value
+
+
+def _check_heads(fields: Mapping[str, Any], names: Mapping[str, str], source: str) -> None:
+    """Raises WeightsError where heads are not of one width. `names`: what the file calls the fields."""
+    if fields["hidden_size"] % fields["num_heads"]:
+        heads, width = names["num_heads"], names["hidden_size"]
+        raise WeightsError(
+            f"{source}: {heads} {fields['num_heads']} does not divide {width} {fields['hidden_size']}: "
+            "take the config.json that belongs to the weights"
+        )
 
 
 def _labels(values: Mapping[str, Any], source: str) -> int:

@@ -24,7 +24,7 @@ from jaxbert.weights.folder import CONFIG, FLAX, GOOGLE_CONFIG, inside, write_js
 from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import Loaded, load
 from jaxbert.weights.model_card import model_card
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 from jaxbert.weights.tensorflow_checkpoint import google_configuration, write_checkpoint
 from jaxbert.weights.tokenizer import copy_tokenizer, open_tokenizer
 from jaxbert.weights.vocabulary_surgery import Extended, extend_vocabulary, read_words
@@ -206,7 +206,7 @@ def _check_said_by_vocabulary(tokenizer: pathlib.Path) -> None:
     beside = [token.content for token in added if not token.special]
     if beside:
         raise WeightsError(
-            f"{beside[0]!r} is no single word to BERT's tokenizer, and vocab.txt has no other tokens: "
+            f"{shown(repr(beside[0]))} is no single word to BERT's tokenizer, and vocab.txt has no other tokens: "
             "take it out of the words, or convert to huggingface"
         )
 

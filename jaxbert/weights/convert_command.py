@@ -7,6 +7,10 @@ import tyro
 
 from jaxbert.config import Pooling
 from jaxbert.weights.convert import System, convert
+from jaxbert.weights.names import shown
+from jaxbert.weights.tree import GROUPS
+
+_FRESH = f"Heads that are made new where the source has none: {', '.join(GROUPS[1:])}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,9 @@ class ConvertOptions:
     """Embedder: scale vectors to length 1. None: as the embedder that it is, and of a new one yes."""
     heads: tuple[str, ...] | None = None
     """Heads to take beside the encoder; none after --heads: the encoder alone. None: all that are there."""
-    fresh: tuple[str, ...] = ()
-    """Heads that are made new where the source has none: pooler, mlm, nsp, sequence, token, span."""
+    fresh: Annotated[tuple[str, ...], tyro.conf.arg(help=_FRESH)] = ()
+    base: str | None = None
+    """Adapters: the model that they are for. None: the one that they name."""
     allow_missing: tuple[str, ...] = ()
     """Patterns of torch names that may be missing; they are made new."""
     allow_unexpected: tuple[str, ...] = ()
@@ -51,7 +56,7 @@ def run(options: ConvertOptions) -> None:
     }
     for what, names in lists.items():
         if names:
-            print(f"{what}: {', '.join(names)}")
+            print(f"{what}: {', '.join(map(shown, names))}")
     for word, pieces in converted.added.items():
-        print(f"new token {word}: the mean of {' '.join(pieces) or 'the whole table'}")
+        print(f"new token {shown(word)}: the mean of {' '.join(map(shown, pieces)) or 'the whole table'}")
     print(f"{converted.architecture} in {converted.folder}")

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxbert.weights.assemble import Types
 from jaxbert.weights.names import BASE, DECODER, MLM_BIAS, Parameter, WeightsError, without_base
 from jaxbert.weights.tree import SPARE_BIAS, Layout, from_tree
 
@@ -66,18 +68,28 @@ def disassemble(
     groups: Sequence[str],
     carried: Mapping[str, np.ndarray] | None = None,
     base_alone: bool = False,
+    dtype: Types = "float32",
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """What `exported` gives, by torch name, and the second bias of a decoder that is not tied.
 
-    `base_alone`: names as the encoder's own class has them.
+    Args:
+      base_alone: names as the encoder's own class has them.
+      dtype: what the arrays become; what a mapping has no path of stays float32.
     """
+
+    def typed(array: np.ndarray, path: str) -> np.ndarray:
+        return array.astype(jnp.dtype(dtype if isinstance(dtype, str) else dtype.get(path, "float32")), copy=False)
+
     named: dict[str, np.ndarray] = {}
     decoder_bias = f"{DECODER[BASE[layout.family]]}.bias"
     for parameter, array in exported(params, layout, groups, carried):
         assert parameter.torch is not None
-        named[without_base(parameter.torch, layout.family) if base_alone else parameter.torch] = array
+        name = without_base(parameter.torch, layout.family) if base_alone else parameter.torch
+        named[name] = typed(array, parameter.path)
         if parameter.path == MLM_BIAS and not layout.config.tie_word_embeddings:
-            spare = (carried or {}).get(SPARE_BIAS, array)
             # transformers ties both or none, and computes with the decoder's.
-            named[parameter.torch], named[decoder_bias] = spare if spare.shape == array.shape else array, array
+            named[decoder_bias] = named[parameter.torch]
+            spare = (carried or {}).get(SPARE_BIAS)
+            if spare is not None and spare.shape == array.shape:
+                named[parameter.torch] = typed(spare, SPARE_BIAS)
     return named

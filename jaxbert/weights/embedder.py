@@ -8,7 +8,7 @@ from typing import Any, get_args
 from jaxbert.config import Pooling
 from jaxbert.weights.configuration import read_json
 from jaxbert.weights.folder import CONFIG, inside, write_json
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 
 MODULES, POOLING = "modules.json", "1_Pooling"
 LENGTH, SETTINGS = "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -61,7 +61,7 @@ def read_embedder(folder: pathlib.Path) -> Embedder | None:
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise WeightsError(
-            f"{folder / MODULES}: is an embedder of {', '.join(kinds)}, and jaxbert computes Transformer, Pooling, "
+            f"{folder / MODULES}: is an embedder of {shown(', '.join(kinds))}, and jaxbert computes Transformer, Pooling, "
             f"Normalize: {_encoder_alone(folder)}"
         )
     max_length, lowercase = None, False
@@ -70,8 +70,13 @@ def read_embedder(folder: pathlib.Path) -> Embedder | None:
         values = read_json(inside(length, folder))
         max_length, lowercase = values.get("max_seq_length"), values.get("do_lower_case") is True
         if max_length is not None and (type(max_length) is not int or max_length < _SHORTEST):
-            raise WeightsError(f"{length}: max_seq_length {max_length!r} is no length: get the file again")
+            raise WeightsError(f"{length}: max_seq_length {shown(repr(max_length))} is no length: get the file again")
     settings = read_json(inside(folder / SETTINGS, folder)) if (folder / SETTINGS).exists() else {}
+    name = settings.get("default_prompt_name")
+    if name is not None and not isinstance(name, str):
+        raise WeightsError(
+            f"{folder / SETTINGS}: default_prompt_name {shown(repr(name))} is no name: get the file again"
+        )
     pooling = _pooling(_named_folder(folder, modules[1].get("path")) / CONFIG, folder)
     return Embedder(pooling, len(kinds) == 3, max_length, lowercase, settings)
 
@@ -95,12 +100,12 @@ def _modules(folder: pathlib.Path) -> list[dict[str, Any]]:
 def _named_folder(folder: pathlib.Path, name: object) -> pathlib.Path:
     # The name stands in a file that came from elsewhere.
     if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
-        raise WeightsError(f"{folder / MODULES}: {name!r} is no name of a folder in it: get the file again")
+        raise WeightsError(f"{folder / MODULES}: {shown(repr(name))} is no name of a folder in it: get the file again")
     if not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise WeightsError(f"{folder / name}: is a link out of its folder: replace it by the folder itself")
     if not (folder / name).is_dir():
         raise WeightsError(
-            f"{folder / MODULES}: names {name!r}, and there is no such folder: get the whole folder again"
+            f"{folder / MODULES}: names {shown(repr(name))}, and there is no such folder: get the whole folder again"
         )
     return folder / name
 
@@ -148,6 +153,6 @@ def _pooling(path: pathlib.Path, folder: pathlib.Path) -> Pooling:
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in get_args(Pooling):
         raise WeightsError(
-            f"{path}: pooling is {modes}, and jaxbert computes one of {', '.join(get_args(Pooling))}: {_encoder_alone(folder)}"
+            f"{path}: pooling is {shown(modes)}, and jaxbert computes one of {', '.join(get_args(Pooling))}: {_encoder_alone(folder)}"
         )
     return modes[0]

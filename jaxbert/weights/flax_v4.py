@@ -13,7 +13,7 @@ from flax import serialization, traverse_util
 from jaxbert.weights.assemble import Assembled, Request, Tensor, assemble
 from jaxbert.weights.disassemble import exported
 from jaxbert.weights.folder import inside
-from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name
+from jaxbert.weights.names import BASE, DECODER, WeightsError, flax_name, shown
 from jaxbert.weights.tree import GROUPS, Layout
 
 # More than a name, a shape and a type take, and what else a file may hold.
@@ -48,10 +48,10 @@ def read_msgpack(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
     tensors: dict[str, Tensor] = {}
     for name, array in traverse_util.flatten_dict(dict(tree), sep="/").items():
         if not isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.floating):
-            raise WeightsError(f"{path}: {name} is no array of floating-point numbers: get the file again")
+            raise WeightsError(f"{path}: {shown(name)} is no array of floating-point numbers: get the file again")
         torch, transposed = names.get(name, (name, False))
         if torch in tensors:
-            raise WeightsError(f"{path}: {name} is there twice, under two names: get the file again")
+            raise WeightsError(f"{path}: {shown(name)} is there twice, under two names: get the file again")
         array = array.T if transposed else array
         tensors[torch] = Tensor(name, array.shape, functools.partial(np.asarray, array))
     return assemble(tensors, layout, request, str(path))
@@ -88,7 +88,7 @@ def _restore(path: pathlib.Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: {error.strerror}: get the file again") from None
     # What msgpack raises for bytes that are none of its own, and numpy for shapes that do not fit their arrays.
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
+        text = shown(str(error) or type(error).__name__)
         raise WeightsError(f"{path}: is damaged ({text}): get the file again") from None
     if not isinstance(tree, dict) or not _is_tree(tree, _DEEPEST):
         raise WeightsError(f"{path}: holds no tree of arrays: get the file again")

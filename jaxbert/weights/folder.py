@@ -13,7 +13,7 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from jaxbert.weights.configuration import read_json
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 
 CONFIG, WEIGHTS, INDEX, FLAX = "config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack"
 GOOGLE_CONFIG = "bert_config.json"
@@ -26,6 +26,10 @@ _EXPORTED = re.compile(
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|flax_model\.msgpack|bert_model\.ckpt\..*|checkpoint|"
     r"README\.md|\.gitattributes|0_Transformer|1_Pooling|2_Normalize"
 )
+# Each is opened; the largest models have some hundreds.
+_MOST_SHARDS = 10_000
+# No file system has names of more bytes.
+_LONGEST_NAME = 255
 Kind = Literal["huggingface", "flax", "tensorflow", "run", "adapter"]
 
 
@@ -47,7 +51,7 @@ def find(path: pathlib.Path) -> Found:
     if path.is_dir():
         found = _in_folder(path)
         if len(found) > 1:
-            names = " and ".join(str(one.path.name) for one in found[:3])
+            names = " and ".join(shown(one.path.name) for one in found[:3])
             raise WeightsError(f"{path}: holds several weight files ({names}): name the one to load, {found[0].path}")
         if not found:
             raise WeightsError(_nothing(path))
@@ -152,10 +156,17 @@ def shard_names(index: pathlib.Path, folder: pathlib.Path) -> set[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: has no weight_map: get the file again")
     names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
+    if len(names) > _MOST_SHARDS:
+        raise WeightsError(f"{index}: names {len(names)} shards, of {_MOST_SHARDS} at most: get the file again")
     for name in sorted(names):
-        if not name.endswith(".safetensors") or any(part in name for part in ("/", "\\", "..", "\0")):
-            raise WeightsError(f"{index}: {name!r} is no name of a shard in its folder: get the file again")
+        if not name.endswith(".safetensors") or not _is_name(name):
+            raise WeightsError(f"{index}: {shown(repr(name))} is no name of a shard in its folder: get the file again")
     return names
+
+
+def _is_name(text: str) -> bool:
+    """Whether a folder can have a file of this name, and a message can show it."""
+    return text.isprintable() and len(text) <= _LONGEST_NAME and not any(part in text for part in ("/", "\\", ".."))
 
 
 def _nothing(folder: pathlib.Path) -> str:

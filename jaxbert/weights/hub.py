@@ -15,7 +15,7 @@ from jaxbert.weights.folder import (
     WEIGHTS,
     pickle_refused,
 )
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 from jaxbert.weights.tokenizer import TOKENIZER_FILES
 
 # The weights of one kind: a repository often holds the same ones several times.
@@ -44,9 +44,9 @@ def download(name: str) -> pathlib.Path:
             pickles = [file for file in files if file in PICKLES]
     # What the hub's client raises depends on how it is built: HTTP errors, OSError, ValueError.
     except Exception as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
+        text = shown((str(error) or type(error).__name__).splitlines()[0], 300)
         raise WeightsError(
-            f"{name}: is no file or folder here, and could not be fetched from the hub ({text}): "
+            f"{shown(name)}: is no file or folder here, and could not be fetched from the hub ({text}): "
             "name a folder, or try again with a network"
         ) from None
     if pickles and not any(path.name == FLAX or path.suffix == ".index" for path in folder.iterdir()):

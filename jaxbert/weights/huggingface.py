@@ -5,11 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxbert.config import ModelConfig
-from jaxbert.weights.assemble import Assembled, DType, Request, Tensor, assemble
+from jaxbert.weights.assemble import Assembled, Request, Tensor, Types, assemble
 from jaxbert.weights.configuration import (
     ARCHITECTURES,
     HfConfiguration,
@@ -30,7 +29,7 @@ from jaxbert.weights.folder import (
     write_json,
     written_whole,
 )
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 from jaxbert.weights.safetensors_file import open_file, write_file
 from jaxbert.weights.tokenizer import copy_tokenizer
 from jaxbert.weights.tree import Layout
@@ -52,16 +51,16 @@ def read_weights(path: pathlib.Path, folder: pathlib.Path, layout: Layout, reque
 
 
 def _shards(index: pathlib.Path, folder: pathlib.Path) -> dict[str, Tensor]:
-    shards = shard_names(index, folder)
-    weight_map = read_json(index)["weight_map"]
+    listed_in: dict[str, set[str]] = {shard: set() for shard in sorted(shard_names(index, folder))}
+    for name, shard in read_json(index)["weight_map"].items():
+        listed_in[shard].add(name)
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(shards):
+    for shard, listed in listed_in.items():
         declared = open_file(inside(folder / shard, folder))
-        listed = {name for name, file in weight_map.items() if file == shard}
         other = sorted(declared.keys() ^ listed)
         if other:
             place = "not in the shard" if other[0] in listed else "not listed for the shard"
-            raise WeightsError(f"{index}: {other[0]} is {place} {shard}: get the folder again")
+            raise WeightsError(f"{index}: {shown(other[0])} is {place} {shard}: get the folder again")
         tensors |= declared
     return tensors
 
@@ -79,7 +78,7 @@ def save(
     labels: int = 2,
     unused_positions: int = 0,
     embedder: Embedder | None = None,
-    dtype: DType = "float32",
+    dtype: Types = "float32",
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a folder that `transformers`' class `architecture` loads, and sentence-transformers where `embedder` is given.
@@ -94,7 +93,7 @@ def save(
       labels: classes of a sequence or token classifier.
       unused_positions: padding_idx + 1 in RoBERTa (`Loaded.unused_positions`), else 0.
       embedder: makes it an embedder, as it says.
-      dtype: of the weights in the file.
+      dtype: of the weights in the file, one for all or by path (`Loaded.dtype`).
       overwrite: replace a folder that is there.
 
     The folder appears whole or not at all: it is written beside its place, and renamed.
@@ -104,13 +103,15 @@ def save(
     if architecture not in ARCHITECTURES:
         raise WeightsError(f"there is no architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
     layout = Layout(config, ARCHITECTURES[architecture][0], labels, unused_positions)
-    values = write_configuration(layout, architecture, extra) | {"dtype": dtype}
+    values = write_configuration(layout, architecture, extra)
+    # transformers loads all of them in one type, and float32 holds the others.
+    values["dtype"] = dtype if isinstance(dtype, str) else "float32"
     groups = stored_groups(architecture, params.keys())
-    arrays = disassemble(params, layout, groups, carried, base_alone=is_base(architecture))
+    arrays = disassemble(params, layout, groups, carried, is_base(architecture), dtype)
     length = config.max_position_embeddings
     with written_whole(target, overwrite) as partial:
         write_json(partial / CONFIG, values)
-        write_file(partial / WEIGHTS, {name: array.astype(jnp.dtype(dtype)) for name, array in arrays.items()})
+        write_file(partial / WEIGHTS, arrays)
         # safetensors makes files that their owner alone may read.
         (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         if tokenizer is not None:

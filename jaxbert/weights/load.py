@@ -12,13 +12,13 @@ import numpy as np
 from jaxbert.config import ModelConfig
 from jaxbert.weights import hub
 from jaxbert.weights.adapter import onto_base, read_adapter
-from jaxbert.weights.assemble import Assembled, DType, Request
+from jaxbert.weights.assemble import Assembled, Request, Types
 from jaxbert.weights.configuration import HfConfiguration
 from jaxbert.weights.embedder import Embedder, read_embedder, transformer_folder
 from jaxbert.weights.flax_v4 import read_msgpack
 from jaxbert.weights.folder import Found, find
 from jaxbert.weights.huggingface import read_folder_configuration, read_weights
-from jaxbert.weights.names import Family, WeightsError
+from jaxbert.weights.names import Family, WeightsError, shown
 from jaxbert.weights.run_folder import exported, read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
 from jaxbert.weights.tokenizer import find_tokenizer
@@ -58,8 +58,8 @@ class Loaded:
     """Classes of a sequence or token classifier."""
     unused_positions: int = 0
     """Rows of the position table that came before the first (RoBERTa's padding_idx + 1); they are in `carried`."""
-    dtype: DType = "float32"
-    """The type of the weights in the file; in `params` they are float32."""
+    dtype: Types = "float32"
+    """The type of the weights in the file, by their path where there are several; in `params` they are float32."""
     embedder: Embedder | None = None
     """How token vectors become a text's, where the folder is a sentence embedder."""
     step: int | None = None
@@ -166,14 +166,26 @@ def is_adapter(path_or_name: str | os.PathLike[str]) -> bool:
 
 def _local(path_or_name: str | os.PathLike[str]) -> pathlib.Path:
     """The path of a file or folder, of the model of a fine-tuning run, or of the hub's copy of a model's name."""
-    path = pathlib.Path(path_or_name).expanduser()
-    if path.is_dir():
-        return exported(path)
-    if path.exists() or path.with_name(f"{path.name}.index").is_file():
-        return path
+    if not isinstance(path_or_name, str | os.PathLike):
+        raise WeightsError(f"{shown(path_or_name)} is no path: name a file or folder, or a model on the hub")
+    # An empty path would be the current folder, which nobody named.
+    path = _there(path_or_name) if os.fspath(path_or_name) else None
+    if path is not None:
+        return exported(path) if path.is_dir() else path
     if not isinstance(path_or_name, str) or not _HUB_NAME.fullmatch(path_or_name):
-        raise WeightsError(f"{path_or_name}: no such file or folder: name one that is there, or a model on the hub")
+        name = shown(str(path_or_name), 300) or "''"
+        raise WeightsError(f"{name}: no such file or folder: name one that is there, or a model on the hub")
     return hub.download(path_or_name)
+
+
+def _there(name: str | os.PathLike[str]) -> pathlib.Path | None:
+    """The path of a name, where a file or folder is there, or a TensorFlow checkpoint of which it is the prefix."""
+    try:
+        path = pathlib.Path(name).expanduser()
+        return path if path.exists() or path.with_name(f"{path.name}.index").is_file() else None
+    # A user without a home; a name that is longer than those of the file system.
+    except (OSError, RuntimeError):
+        return None
 
 
 def _huggingface(found: Found, request: Request, scan_layers: bool) -> tuple[HfConfiguration, Assembled]:

@@ -27,6 +27,16 @@ class WeightsError(UserError):
     """Weights that cannot be taken in or given out; its text is one line that names the file and the way out."""
 
 
+def shown(value: object, most: int = 120) -> str:
+    """A name or a value out of a file, for a message: what does not print is escaped, and cut behind `most` characters.
+
+    Text comes without quotes: `shown(repr(name))` has them.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    start = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return start if len(text) <= most else f"{start}... ({len(text)} characters)"
+
+
 Family = Literal["bert", "roberta", "xlm-roberta", "distilbert", "electra"]
 
 BASE: Mapping[Family, str] = {

@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import linen as nn
 from flax import traverse_util
 
 from jaxbert import command_line
 from jaxbert.config import Config, ConfigError, ModelConfig
-from jaxbert.model.bert import BertForPreTraining
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, fault
 from jaxbert.weights.assemble import Assembled, Request
-from jaxbert.weights.configuration import read_json
+from jaxbert.weights.configuration import check_run_model, read_json
 from jaxbert.weights.folder import CONFIG, inside
-from jaxbert.weights.names import WeightsError
-from jaxbert.weights.tree import GROUPS, Layout, Params, from_tree, initialised, to_tree
+from jaxbert.weights.names import WeightsError, shown
+from jaxbert.weights.tree import GROUPS, Layout, Params, from_tree, initialised, to_tree, tree_shapes
 
 EXPORTED = "model"
 """The Hugging Face folder that a finished run has in its own."""
+# The groups of BertForPreTraining, which is what a run trains.
+_PRETRAINED = ("encoder", "pooler", "mlm", "nsp")
 
 
 def exported(folder: pathlib.Path) -> pathlib.Path:
@@ -50,14 +50,15 @@ def exported(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_run_config(folder: pathlib.Path) -> Config:
-    """What the run was run with. Raises WeightsError where its config.json does not say it whole."""
+    """What the run was run with. Raises WeightsError where its config.json does not say it whole, or no model has its sizes."""
     path = folder / CONFIG
     try:
         config = command_line.load(path)
     except ConfigError as error:
-        raise WeightsError(f"{error}: take the {CONFIG} that the run wrote") from None
+        raise WeightsError(f"{shown(str(error), 600)}: take the {CONFIG} that the run wrote") from None
     if config.model.vocab_size is None:
         raise WeightsError(f"{path}: does not say model.vocab_size: take the {CONFIG} that the run wrote")
+    check_run_model(config.model, str(path))
     return config
 
 
@@ -111,12 +112,13 @@ def _newest_whole(folder: pathlib.Path) -> int:
 
 def _restore(folder: pathlib.Path, step: int, model: ModelConfig) -> Params:
     """The parameters alone, as numpy arrays; the optimizer's moments are not read."""
-    one_BxL = jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(BertForPreTraining(model).init, jax.random.key(0), one_BxL, one_BxL, one_BxL)
-    abstract = {"params": nn.unbox(boxed)["params"]}
+    # From the table of names: to trace the model itself takes a minute where its configuration claims hundreds of layers.
+    shapes = tree_shapes(Layout(model), _PRETRAINED)
+    leaves = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    abstract = {"params": traverse_util.unflatten_dict(leaves, sep="/")}
     path = epath.Path(folder.resolve() / CHECKPOINTS / f"{step}" / "default")
     with _without_note_on_metadata(), ocp.PyTreeCheckpointer() as checkpointer:
-        _check_same_model(checkpointer.metadata(path).item_metadata.tree["params"], abstract["params"], folder, step)
+        _check_same_model(checkpointer.metadata(path).item_metadata.tree["params"], shapes, folder, step)
         restored = checkpointer.restore(
             path,
             args=ocp.args.PyTreeRestore(
@@ -143,16 +145,14 @@ def _without_note_on_metadata() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-def _check_same_model(stored: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path, step: int) -> None:
-    there, here = _shapes(stored), _shapes(wanted)
+def _check_same_model(
+    stored: Mapping[str, Any], here: Mapping[str, tuple[int, ...]], folder: pathlib.Path, step: int
+) -> None:
+    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(stored), sep="/")
+    there = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     for path in sorted(there.keys() | here.keys()):
         if there.get(path) != here.get(path):
             raise WeightsError(
-                f"{folder}: in checkpoint {step}, {path} is {there.get(path, 'missing')} and by {CONFIG} "
+                f"{folder}: in checkpoint {step}, {shown(path)} is {there.get(path, 'missing')} and by {CONFIG} "
                 f"{here.get(path, 'missing')}: take the {CONFIG} that the run wrote"
             )
-
-
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}

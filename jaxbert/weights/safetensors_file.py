@@ -18,10 +18,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxbert.weights.assemble import Tensor
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 
 # As in the reference implementation (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
 MAX_HEADER_BYTES = 100_000_000
+# Weights of transformers have four at most.
+_MOST_AXES = 8
 _FLOATS: Mapping[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -55,7 +57,7 @@ def open_file(path: pathlib.Path) -> dict[str, Tensor]:
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
-            raise _damaged(path, f"{name} begins at byte {start} of the data and not at {end}")
+            raise _damaged(path, f"{shown(name)} begins at byte {start} of the data and not at {end}")
         end = stop
     if end != size - 8 - length:
         raise _damaged(path, f"its header describes {end} bytes of data and the file has {size - 8 - length}")
@@ -90,19 +92,25 @@ def _parse(path: pathlib.Path, text: bytes) -> dict[str, Any]:
 
 def _tensor(path: pathlib.Path, name: str, entry: Any, data_at: int) -> tuple[Tensor, tuple[int, int]]:
     """A tensor, and the bytes of the data that it takes."""
+    named = shown(repr(name))
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(path, f"{name!r} is not described by dtype, shape and data_offsets")
+        raise _damaged(path, f"{named} is not described by dtype, shape and data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [shape, offsets]
-    if not all(isinstance(x, list) and all(type(n) is int and n >= 0 for n in x) for x in numbers) or len(offsets) != 2:
-        raise _damaged(path, f"shape or data_offsets of {name!r} are no lists of whole numbers")
+    if not all(isinstance(x, list) and all(type(n) is int and 0 <= n < 2**63 for n in x) for x in numbers):
+        raise _damaged(path, f"shape or data_offsets of {named} are no lists of whole numbers")
+    # Before they are multiplied: a product of many takes minutes.
+    if len(offsets) != 2 or len(shape) > _MOST_AXES:
+        raise _damaged(
+            path, f"{named} has {len(shape)} axes, of {_MOST_AXES} at most, and {len(offsets)} data_offsets, of 2"
+        )
     dtype = _FLOATS.get(kind) if isinstance(kind, str) else None
     width = dtype.itemsize if dtype else _OTHER_BYTES.get(str(kind))
     if width is None:
-        raise _damaged(path, f"{name!r} has the type {kind!r}, of {', '.join([*_FLOATS, *_OTHER_BYTES])}")
+        raise _damaged(path, f"{named} has the type {shown(repr(kind))}, of {', '.join([*_FLOATS, *_OTHER_BYTES])}")
     start, stop = offsets
     if stop - start != math.prod(shape) * width:
-        raise _damaged(path, f"{name!r} is {shape} of {kind} and takes {stop - start} bytes")
+        raise _damaged(path, f"{named} is {shown(shape)} of {kind} and takes {stop - start} bytes")
     return Tensor(name, tuple(shape), functools.partial(_read, path, name, kind, tuple(shape), data_at + start)), (
         start,
         stop,
@@ -111,10 +119,12 @@ def _tensor(path: pathlib.Path, name: str, entry: Any, data_at: int) -> tuple[Te
 
 def _read(path: pathlib.Path, name: str, kind: str, shape: tuple[int, ...], position: int) -> np.ndarray:
     if kind not in _FLOATS:
-        raise WeightsError(f"{path}: {name} has the type {kind}, and weights are {', '.join(_FLOATS)}: convert it")
+        raise WeightsError(
+            f"{path}: {shown(name)} has the type {kind}, and weights are {', '.join(_FLOATS)}: convert it"
+        )
     array = np.fromfile(path, _FLOATS[kind], math.prod(shape), offset=position)
     if array.size != math.prod(shape):
-        raise _damaged(path, f"it ends within {name}")
+        raise _damaged(path, f"it ends within {shown(name)}")
     return array.reshape(shape)
 
 

@@ -13,7 +13,7 @@ from jaxbert.weights.assemble import Assembled, Request, Tensor, assemble
 from jaxbert.weights.configuration import HfConfiguration, read_configuration, read_json, write_configuration
 from jaxbert.weights.disassemble import exported
 from jaxbert.weights.folder import CONFIG, GOOGLE_CONFIG, inside
-from jaxbert.weights.names import WeightsError, tensorflow_name
+from jaxbert.weights.names import WeightsError, shown, tensorflow_name
 from jaxbert.weights.tree import GROUPS, Layout
 
 _GOOGLE_KEYS = (
@@ -113,9 +113,9 @@ def _read(reader: Any, prefix: pathlib.Path, name: str, transposed: bool) -> np.
     except Exception as error:  # As in _open.
         raise _damaged(prefix, error) from None
     if not np.issubdtype(array.dtype, np.floating):
-        raise WeightsError(f"{prefix}: {name} is of the type {array.dtype}, and weights are floating-point")
+        raise WeightsError(f"{prefix}: {shown(name)} is of the type {array.dtype}, and weights are floating-point")
     return array.T if transposed else array
 
 
 def _damaged(prefix: pathlib.Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{prefix}: is damaged ({str(error).splitlines()[0]}): get the checkpoint again")
+    return WeightsError(f"{prefix}: is damaged ({shown(str(error).splitlines()[0], 300)}): get the checkpoint again")

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from jaxbert.text.vocabulary import VocabularyError, load_tokenizer, save_tokenizer
 from jaxbert.weights.configuration import MOST_TEXT_BYTES, read_json
 from jaxbert.weights.folder import inside
-from jaxbert.weights.names import WeightsError
+from jaxbert.weights.names import WeightsError, shown
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,12 +39,14 @@ def find_tokenizer(folder: pathlib.Path, vocab_size: int) -> pathlib.Path | None
         return None
     if not names & {*_ENOUGH} - {"vocab.json"} and "merges.txt" not in names:
         raise WeightsError(f"{folder / 'vocab.json'}: has no merges.txt beside it: get the folder again")
-    source, tokens = _count(folder, names)
-    if tokens > vocab_size:
-        raise WeightsError(
-            f"{folder / source}: has {tokens} tokens and the model {vocab_size} embeddings: "
-            "take the tokenizer that belongs to the weights"
-        )
+    # All of them: an export copies each, and other systems read another than we do.
+    for source in (name for name in OPENED if name in names):
+        tokens = _count(folder / source)
+        if tokens > vocab_size:
+            raise WeightsError(
+                f"{folder / source}: has {tokens} tokens and the model {vocab_size} embeddings: "
+                "take the tokenizer that belongs to the weights"
+            )
     return folder
 
 
@@ -74,26 +76,20 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path, max_length: int) 
         shutil.copyfile(inside(source / name, source), target / name)
 
 
-def _count(folder: pathlib.Path, names: set[str]) -> tuple[str, int]:
-    """The file that says it, and the largest id and one."""
-    if "tokenizer.json" in names:
-        state = read_json(folder / "tokenizer.json")
-        try:
-            vocab, added = state["model"]["vocab"], state.get("added_tokens") or []
-            ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-            ids += [token["id"] for token in added]
-            return "tokenizer.json", max(ids, default=-1) + 1
-        except (KeyError, TypeError) as error:
-            raise WeightsError(
-                f"{folder / 'tokenizer.json'}: is no tokenizer ({error!r}): get the file again"
-            ) from None
-    if "vocab.txt" in names:
-        return "vocab.txt", len(_lines(folder / "vocab.txt"))
-    if "vocab.json" in names:
-        return "vocab.json", max(
-            (n for n in read_json(folder / "vocab.json").values() if isinstance(n, int)), default=-1
-        ) + 1
-    return "sentencepiece.bpe.model", 0
+def _count(file: pathlib.Path) -> int:
+    """The largest id and one, of one of OPENED."""
+    if file.name == "vocab.txt":
+        return len(_lines(file))
+    state = read_json(file)
+    if file.name == "vocab.json":
+        return max((n for n in state.values() if isinstance(n, int)), default=-1) + 1
+    try:
+        vocab, added = state["model"]["vocab"], state.get("added_tokens") or []
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        ids += [token["id"] for token in added]
+        return max(ids, default=-1) + 1
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{file}: is no tokenizer ({shown(error)}): get the file again") from None
 
 
 def _lines(path: pathlib.Path) -> list[str]:

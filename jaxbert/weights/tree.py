@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -52,6 +53,19 @@ def to_tree(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
             layers = [flat.pop(path.replace("layers_0", f"layers_{i}")) for i in range(config.num_layers)]
             flat[path.replace("layers_0", "layers")] = np.stack(layers)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def tree_shapes(layout: Layout, groups: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of these groups by their path in `to_tree`'s tree, "encoder/layers/attention/query/kernel"."""
+    config, shapes = layout.config, {}
+    for parameter in layout.parameters(groups):
+        path, shape = parameter.path, parameter.shape
+        if path in OVER_VOCABULARY:
+            shape = (config.padded_vocab_size, *shape[1:])
+        if config.scan_layers and path.startswith("encoder/layers_"):
+            path, shape = re.sub(r"layers_\d+", "layers", path), (config.num_layers, *shape)
+        shapes[path] = shape
+    return shapes
 
 
 def from_tree(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers
 
 from jaxbert.config import ModelConfig
 from jaxbert.text.vocabulary import Vocabulary, is_byte_level
-from jaxbert.weights.names import OVER_VOCABULARY, WeightsError
+from jaxbert.weights.names import OVER_VOCABULARY, WeightsError, shown
 from jaxbert.weights.tokenizer import open_tokenizer
 from jaxbert.weights.tree import Params, from_tree, to_tree
 
@@ -66,7 +66,9 @@ def extend_vocabulary(
     ids = {word: extended.encode(word, add_special_tokens=False).ids for word in pieces}
     split = [word for word in pieces if len(ids[word]) != 1 or ids[word][0] < vocabulary.size]
     if split:
-        raise WeightsError(f"{split[0]!r} cannot be made one token of this tokenizer: take it out of the words")
+        raise WeightsError(
+            f"{shown(repr(split[0]))} cannot be made one token of this tokenizer: take it out of the words"
+        )
     # A table may have rows that no token used so far: they are taken first.
     size = max(config.vocab_size or 0, Vocabulary.of(extended).size)
     arrays = from_tree(params, config)
@@ -94,7 +96,7 @@ def _pieces(
         if any(len(one) == 1 and one.ids[0] != vocabulary.unk_id for one in (encoding, bare)):
             known.append(word)
         elif not encoding.ids:
-            raise WeightsError(f"{word!r} is nothing to this tokenizer: take it out of the words")
+            raise WeightsError(f"{shown(repr(word))} is nothing to this tokenizer: take it out of the words")
         else:
             pieces[word] = encoding
     return pieces, tuple(known)

@@ -367,6 +367,13 @@ def test_adapters_without_their_base_are_refused_in_one_line(
         (bare, {"base": tmp_path / "shallow"}, "layer.1.attention.* has no counterpart in .*: name the model"),
         (narrow, {}, r"the adapter of .*query.weight is \[4, 15\] and \[16, 4\], and its kernel in .* \[16, 16\]"),
         (changed(folder, tmp_path / "dora", use_dora=True), {}, "use_dora True is another computation"),
+        (changed(folder, tmp_path / "nan", lora_alpha=float("nan")), {}, "lora_alpha nan are no rank and no number"),
+        (changed(folder, tmp_path / "infinite", lora_alpha=float("inf")), {}, "lora_alpha inf are no rank and no"),
+        (
+            changed(folder, tmp_path / "rank", r=999),
+            {},
+            r"r is 999, and \S+lora_A.weight is \[4, \d+\] in adapter_model",
+        ),
         (changed(folder, tmp_path / "none", base_model_name_or_path=None), {}, "names no base: name the model"),
         (place / "base", {"base": folder}, "is no adapter, and needs no base"),
     ):

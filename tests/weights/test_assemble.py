@@ -14,7 +14,7 @@ from jaxbert.weights.assemble import Request, Tensor, assemble
 from jaxbert.weights.configuration import read_configuration
 from jaxbert.weights.disassemble import disassemble
 from jaxbert.weights.names import WeightsError
-from jaxbert.weights.tree import Layout, from_tree
+from jaxbert.weights.tree import Layout, from_tree, tree_shapes
 
 
 def tensors_of(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -52,6 +52,20 @@ def test_the_tree_is_the_one_that_the_model_makes(scan_layers: bool):
     params = taken(bert_arrays(), the_layout).params
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_shapes_of_the_tree_are_known_without_the_model(scan_layers: bool):
+    plain = layout(scan_layers).config
+    for config in (
+        plain,
+        dataclasses.replace(plain, tie_word_embeddings=False, embedding_size=20, type_vocab_size=0, pad_vocab_to=7),
+    ):
+        one = np.zeros((1, 1), np.int32)
+        model = BertForPreTraining(config)
+        expected = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), one, one, one))["params"]
+        found = tree_shapes(Layout(config), ("encoder", "pooler", "mlm", "nsp"))
+        assert found == {path: leaf.shape for path, leaf in flat(expected).items()}
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -221,3 +235,17 @@ def test_rows_that_no_token_uses_are_carried():
     out = disassemble(found.params, the_layout, ("mlm",), found.carried)
     assert {k: v.tobytes() for k, v in out.items()} == {k: v.tobytes() for k, v in arrays.items()}
     assert not disassemble(found.params, the_layout, ())[name][:2].any()
+
+
+def test_names_of_a_file_are_shown_on_one_line():
+    with pytest.raises(WeightsError, match=r"1 unexpected \(a\\nb\\x1b\[2J") as caught:
+        taken(bert_arrays() | {"a\nb\x1b[2J" + "c" * 10**5: np.zeros(1, np.float32)})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_encoder_cannot_be_made_new():
+    heads = {name: array for name, array in bert_arrays().items() if name.startswith("cls.")}
+    with pytest.raises(WeightsError, match="name weights that hold an encoder") as caught:
+        taken(heads, heads=("mlm",))
+    assert "fresh=" not in str(caught.value)

@@ -74,6 +74,8 @@ def test_activations_by_all_their_names():
         ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob 1.0 is no number below 1"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps nan is no number"),
         ({"num_labels": -1, "id2label": None}, "num_labels -1"),
+        ({"model_type": "x" * 100_000}, "xxx... (100002 characters) is not one of"),
+        ({"hidden_size": [7] * 100_000}, "... (300000 characters) is no whole number"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(change: dict, message: str):

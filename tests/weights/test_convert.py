@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from made_models import bert_for_pretraining, torch_model, write_folder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jaxbert.config import VocabularyConfig
@@ -20,6 +20,7 @@ from jaxbert.predict.texts import open_tokenizer
 from jaxbert.text.vocabulary import save_tokenizer
 from jaxbert.text.wordpiece import train_tokenizer
 from jaxbert.weights.convert import convert
+from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import load
 from jaxbert.weights.names import WeightsError
 
@@ -138,6 +139,10 @@ def test_an_embedder_stays_one(bert: pathlib.Path, tmp_path: pathlib.Path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "again"), device="cpu").encode(texts)
     np.testing.assert_allclose(loaded.predictor("embed").embed(texts), theirs, atol=1e-5)
+    settings = tmp_path / "again" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps({"prompts": {"q": "query: "}, "default_prompt_name": ["q"]}))
+    with pytest.raises(WeightsError, match=r"transformers.json: default_prompt_name \['q'\] is no name"):
+        load(tmp_path / "again")
 
 
 def test_an_embedder_whose_transformer_has_a_folder_of_its_own(bert: pathlib.Path, tmp_path: pathlib.Path):
@@ -210,6 +215,26 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: pathlib.Path, dtype: str):
         assert after[name].dtype == getattr(torch, dtype)
         assert torch.equal(after[name], tensor), name
     assert transformers.AutoConfig.from_pretrained(tmp_path / "target").dtype == getattr(torch, dtype)
+
+
+def test_a_file_of_several_types_stays_one(tmp_path: pathlib.Path):
+    source = write_folder(tmp_path / "source", torch_model("BertForMaskedLM", tie_word_embeddings=False))
+    path = source / "model.safetensors"
+    kinds = [torch.float32, torch.float16, torch.bfloat16]
+    before = {name: tensor.to(kinds[i % 3]) for i, (name, tensor) in enumerate(load_file(path).items())}
+    # Of the two biases of a decoder, the one that is not computed with.
+    before["cls.predictions.bias"] = torch.ones(len(before["cls.predictions.bias"]), dtype=torch.float16)
+    before["cls.predictions.decoder.bias"] = torch.zeros(len(before["cls.predictions.bias"]), dtype=torch.bfloat16)
+    save_file(before, path)
+    loaded = load(source)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.params)} == {"float32"}
+    convert(source, tmp_path / "target")
+    after = load_file(tmp_path / "target" / "model.safetensors")
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "target").dtype == torch.float32
+    save(tmp_path / "one", **(loaded.export_arguments() | {"dtype": "bfloat16"}))
+    assert load(tmp_path / "one").dtype == "bfloat16"
 
 
 def test_words_that_vocab_txt_cannot_say(bert: pathlib.Path, tmp_path: pathlib.Path):
@@ -294,6 +319,9 @@ def test_the_command(bert: pathlib.Path, tmp_path: pathlib.Path, repository: pat
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
 
     (tmp_path / "words").write_text("zebra\ncat\n", encoding="utf8")
+    options = run("--help").stdout
+    assert "--base" in options
+    assert "discriminator" in options
     done = run(bert, tmp_path / "target", "--extend-vocab", tmp_path / "words", "--architecture", "BertForMaskedLM")
     assert done.returncode == 0, done.stderr
     assert "new token zebra: the mean of " in done.stdout

@@ -58,12 +58,31 @@ def test_none_and_a_pickle_alone(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../a.safetensors", "/etc/a.safetensors", "x/a.safetensors", "a\\b.safetensors", "a.bin", 7]
+    "name",
+    [
+        "../a.safetensors",
+        "/etc/a.safetensors",
+        "x/a.safetensors",
+        "a\\b.safetensors",
+        "a.bin",
+        7,
+        "a\nb.safetensors",
+        "\ud800.safetensors",
+        f"{'a' * 300}.safetensors",
+    ],
 )
 def test_shard_names_that_are_paths_are_refused(tmp_path: pathlib.Path, name):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": name}}))
-    with pytest.raises(WeightsError, match="is no name of a shard in its folder"):
+    with pytest.raises(WeightsError, match="is no name of a shard in its folder") as caught:
+        shard_names(index, tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_an_index_of_a_hundred_thousand_shards_is_refused(tmp_path: pathlib.Path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"w{i}": f"{i}.safetensors" for i in range(100_000)}}))
+    with pytest.raises(WeightsError, match="names 100000 shards, of 10000 at most: get the file again"):
         shard_names(index, tmp_path)
 
 

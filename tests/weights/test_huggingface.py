@@ -24,9 +24,11 @@ from made_models import (
 )
 
 from jaxbert.text.wordpiece import SPECIAL
-from jaxbert.weights.huggingface import save
+from jaxbert.weights.assemble import Request
+from jaxbert.weights.huggingface import read_weights, save
 from jaxbert.weights.load import load
 from jaxbert.weights.names import WeightsError
+from jaxbert.weights.safetensors_file import write_file
 
 
 def stored(folder: pathlib.Path) -> dict[str, bytes]:
@@ -84,6 +86,12 @@ def test_shards_are_read_as_one(tmp_path: pathlib.Path):
     index.write_text(json.dumps(moved))
     with pytest.raises(WeightsError, match=r"is not (listed for|in) the shard"):
         load(folder)
+    index.write_text(json.dumps({"weight_map": {"w0": "0.safetensors"}}))
+    write_file(folder / "0.safetensors", {"w0": np.zeros(1, np.float32), "a\nb": np.zeros(1, np.float32)})
+    with pytest.raises(WeightsError, match=r": a\\nb is not listed for the shard 0.safetensors") as caught:
+        read_weights(index, folder, whole.layout, Request())
+    assert "\n" not in str(caught.value)
+    (folder / "0.safetensors").unlink()
     index.write_text(json.dumps(content))
     next(iter(sorted(folder.glob("*.safetensors")))).unlink()
     with pytest.raises(WeightsError, match="no such file"):

@@ -8,7 +8,7 @@ from made_models import LABELS, named_parameters, torch_config
 
 from jaxbert.config import ModelConfig
 from jaxbert.weights.configuration import ARCHITECTURES, read_configuration
-from jaxbert.weights.names import DECODER, TABLE, Parameter, flax_name, parameters, tensorflow_name
+from jaxbert.weights.names import DECODER, TABLE, Parameter, flax_name, parameters, shown, tensorflow_name
 
 SMALL = ModelConfig(vocab_size=131, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48)
 BERT_HEADS = ("encoder", "pooler", "mlm", "nsp")
@@ -104,3 +104,10 @@ def test_every_module_stands_in_the_table_once():
     modules = [row.module for row in TABLE]
     assert len(set(modules)) == len(modules)
     assert DECODER.keys() == {base for row in TABLE for base in row.names}
+
+
+def test_what_a_file_says_is_shown_on_one_line():
+    assert shown("encoder.größe.词") == "encoder.größe.词"
+    assert shown("a\nb\x1b[2J\ud800\u2028") == r"a\nb\x1b[2J\ud800\u2028"
+    assert shown("a" * 130) == "a" * 120 + "... (130 characters)"
+    assert shown([1, "\n"]) == r"[1, '\n']"

@@ -31,7 +31,8 @@ def refused(path: pathlib.Path) -> str:
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     assert "get the file again" in text
-    assert "\n" not in text
+    assert text.isprintable()
+    assert len(text) < 1000
     return text
 
 
@@ -107,6 +108,11 @@ def test_a_header_that_claims_a_terabyte(tmp_path: pathlib.Path):
         ({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, "no lists of whole numbers"),
         ({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, "no lists of whole numbers"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, "takes -4 bytes"),
+        ({"a": {"dtype": "F32", "shape": [9**9] * 120_000, "data_offsets": [0, 4]}}, "'a' has 120000 axes, of 8"),
+        ({"a": {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 4]}}, "no lists of whole numbers"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, "and 3 data_offsets, of 2"),
+        ({"a\nb\x1b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, r"a\nb\x1b begins"),
+        ({"a" * 10**5: {"dtype": "F" * 10**5, "shape": [1], "data_offsets": [4, 8]}}, "has the type 'FFF"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "begins at byte 4"),
         (
             {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"},

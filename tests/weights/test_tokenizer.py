@@ -35,6 +35,15 @@ def test_more_tokens_than_embeddings_are_refused(tmp_path: pathlib.Path):
         find_tokenizer(copied, size)
 
 
+def test_every_vocabulary_that_is_copied_is_checked(tmp_path: pathlib.Path):
+    copy_tokenizer(vocabulary(tmp_path, "a"), tmp_path / "copy", 16)
+    size = len(SPECIAL) + 1
+    assert find_tokenizer(tmp_path / "copy", size) == tmp_path / "copy"
+    vocabulary(tmp_path / "copy", "a", "b")
+    with pytest.raises(WeightsError, match=rf"vocab.txt: has {size + 1} tokens and the model {size} embeddings"):
+        find_tokenizer(tmp_path / "copy", size)
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: pathlib.Path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert find_tokenizer(tmp_path, 5) is None

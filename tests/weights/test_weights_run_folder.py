@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 
 import flax.linen as nn
 import flax.struct
@@ -112,6 +113,36 @@ def test_a_configuration_of_another_model_is_refused(run: pathlib.Path):
     (run / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"config.json: not a run's config.json"):
         load(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 0}, "model.num_heads 0 is no whole number from 1 to"),
+        ({"num_heads": 5}, "model.num_heads 5 does not divide model.hidden_size 32"),
+        ({"num_layers": -1}, "model.num_layers -1 is no whole number from 1 to 1024"),
+        ({"num_layers": 5000}, "model.num_layers 5000 is no whole number"),
+        ({"num_layers": 1000}, "in checkpoint 6, encoder/layers/.* is .* and by config.json"),
+        ({"num_layers": 1000, "scan_layers": False}, "in checkpoint 6, encoder/layers.* is .* and by config.json"),
+        ({"vocab_size": 2**31 - 1}, "in checkpoint 6, .* and by config.json"),
+        ({"hidden_size": 2**40}, "model.hidden_size 1099511627776 is no whole number"),
+        ({"pad_vocab_to": 0}, "model.pad_vocab_to 0 is no whole number"),
+        ({"embedding_size": 0}, "model.embedding_size 0 is no whole number"),
+        ({"hidden_dropout": 1.5}, "model.hidden_dropout 1.5 is no number below 1"),
+        ({"a\nb": 1}, r"model.a\\nb: there is no such field"),
+    ],
+)
+def test_a_configuration_that_lies_is_refused_before_a_model_is_made(run: pathlib.Path, change: dict, message: str):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    values["config"]["model"] |= change
+    path.write_text(json.dumps(values))
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=message) as caught:
+        load(run)
+    assert "\n" not in str(caught.value)
+    # A model of so many layers is traced for a minute.
+    assert time.monotonic() - start < 5
 
 
 def test_its_tokenizer_is_found(run: pathlib.Path):
