@@ -111,7 +111,7 @@ def assemble(tensors: Mapping[str, Tensor], layout: Layout, request: Request, so
         else:
             ours[parameter.path] = initialised(parameter, layout.config, request.seed)
     fresh = tuple(parameter.path for parameter in plan.fresh)
-    first: DType = next(iter(types.values()), "float32")
+    first = next(iter(types.values())) if types else "float32"
     dtype: Types = first if {*types.values()} <= {first} else types
     return Assembled(to_tree(ours, layout.config), fresh, tuple(plan.unread), carried, dtype)
 
