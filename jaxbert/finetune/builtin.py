@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from jaxbert.data.labelled import Record
+from jaxbert.data.records import Record
 from jaxbert.text.builtin import builtin_documents
 
 _PACKAGES = ("flax", "jax", "numpy", "optax", "orbax", "scipy")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxbert.data.features import Feature, StoredFeatures
-from jaxbert.data.labelled import BadRecordError, Counting, ExamplesError, Record, read_records
+from jaxbert.data.labelled import read_records
+from jaxbert.data.records import BadRecordError, Counting, ExamplesError, Record
 from jaxbert.finetune.builtin import builtin_records
 from jaxbert.finetune.config import ExamplesConfig
 from jaxbert.tasks.task import BoundTask, Task

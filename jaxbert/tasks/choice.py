@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, Record
+from jaxbert.data.records import BadRecordError, Record
 from jaxbert.finetune.config import ChoiceConfig
 from jaxbert.model.classifiers import BertForMultipleChoice
 from jaxbert.model.heads import CHOICE_HIDDEN_LAYERS

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ClassificationConfig
 from jaxbert.model.classifiers import BertForSequenceClassification
 from jaxbert.model.heads import SEQUENCE_HIDDEN_LAYERS

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, Record
+from jaxbert.data.records import BadRecordError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import SimilarityConfig
 from jaxbert.model.classifiers import BertForSentenceEmbedding
 from jaxbert.tasks import metrics

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from tokenizers import Encoding, Tokenizer
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, Record
+from jaxbert.data.records import BadRecordError, Record
 from jaxbert.finetune.config import SpanConfig
 from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
 from jaxbert.tasks import answers

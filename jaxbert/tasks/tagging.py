@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import TaggingConfig
 from jaxbert.model.classifiers import BertForTokenClassification
 from jaxbert.tasks import entities, metrics

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxbert.data.labelled import Counting, ExamplesError, Record, read_records
+from jaxbert.data.labelled import read_records
+from jaxbert.data.records import Counting, ExamplesError, Record
 from jaxbert.finetune.config import ExamplesConfig
 
 CONFIG = ExamplesConfig()

@@ -17,7 +17,7 @@ from made_runs import LABELS, reviews, small, write_table
 from safetensors.numpy import load_file
 
 from jaxbert.config import ConfigError, OptimizerConfig
-from jaxbert.data.labelled import ExamplesError
+from jaxbert.data.records import ExamplesError
 from jaxbert.finetune import source
 from jaxbert.finetune.config import (
     ClassificationConfig,

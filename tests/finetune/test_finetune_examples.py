@@ -12,7 +12,7 @@ import pytest
 from made_runs import write_table
 
 from jaxbert.config import ModelConfig, VocabularyConfig
-from jaxbert.data.labelled import ExamplesError
+from jaxbert.data.records import ExamplesError
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig
 from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features

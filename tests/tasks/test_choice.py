@@ -7,7 +7,7 @@ import torch
 from made_task_encoders import encoder_of, outputs_of, parameters_of, wordpiece
 
 from jaxbert.data.examples import TrainingBatches, layout_of
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ChoiceConfig
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, Chosen, MultipleChoice
 

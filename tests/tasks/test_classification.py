@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.examples import Layout, fill
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ClassificationConfig, TaskConfig
 from jaxbert.tasks.classification import BoundClassification, Classification, Judgement, Text
 from jaxbert.tasks.registry import make_task

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_task_encoders import byte_level, encoder_of, outputs_of, parameters_of, placed, wordpiece
 
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.bert import BertEncoder
 from jaxbert.tasks.relation import BoundRelation, Pair, Related, Relation, marked, without_tags

@@ -10,7 +10,7 @@ from sklearn.metrics import label_ranking_average_precision_score
 
 from jaxbert.config import ConfigError
 from jaxbert.data.examples import TrainingBatches, layout_of
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig, SimilarityConfig
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.similarity import BoundSimilarity, Related, Similarity, Vectors

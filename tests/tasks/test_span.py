@@ -13,7 +13,8 @@ import torch
 from made_task_encoders import byte_level, encoder_of, outputs_of, parameters_of, placed, wordpiece
 from tokenizers import Tokenizer
 
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record, read_records
+from jaxbert.data.labelled import read_records
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ExamplesConfig, SpanConfig
 from jaxbert.tasks.span import Answer, Answered, BoundSpanAnswering, Question, SpanAnswering
 from jaxbert.text.wordpiece import SPECIAL, bert_tokenizer

@@ -9,7 +9,8 @@ import pytest
 import torch
 from made_task_encoders import byte_level, encoder_of, outputs_of, parameters_of, placed, wordpiece
 
-from jaxbert.data.labelled import BadRecordError, ExamplesError, Record, read_records
+from jaxbert.data.labelled import read_records
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ExamplesConfig, TaggingConfig
 from jaxbert.tasks.entities import Span
 from jaxbert.tasks.tagging import BoundTagging, Sentence, Tagged, Tagging

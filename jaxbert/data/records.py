@@ -1,0 +1,95 @@
+"""Records of labelled data: what one is, what is wrong with one, and the lines of a file."""
+
+import codecs
+import contextlib
+import dataclasses
+import io
+import lzma
+import pathlib
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import fsspec
+
+from jaxbert.config import UserError
+from jaxbert.finetune.config import ExamplesConfig
+
+STANDARD_INPUT = "-"
+
+
+class ExamplesError(UserError):
+    """Labelled data that cannot be used; its text is one line that names the file and the way out."""
+
+
+class BadRecordError(ValueError):
+    """What is wrong with one record; whoever knows its place says it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A row of a table, a sentence of CoNLL, or a question of SQuAD."""
+
+    values: Mapping[str, Any]
+    place: str
+    """ "train.tsv:17"."""
+    own_columns: bool = False
+    """Others of its file may well have a column that it has not: the file has no header, and it is not its first record."""
+
+
+OnBad = Callable[[str, str], None]
+"""(place, reason): raises, or counts."""
+
+
+class Counting:
+    """What to do with bad records, as `data.bad_rows` says: raise ExamplesError, or count them and keep the first reasons."""
+
+    def __init__(self, config: ExamplesConfig):
+        self._stop = config.bad_rows == "stop"
+        self.count: int = 0
+        """Records that were left out."""
+        self.first: list[str] = []
+        """Place and reason of the first few."""
+
+    def __call__(self, place: str, reason: str) -> None:
+        if self._stop:
+            raise ExamplesError(f"{place}: {reason} (--data.bad-rows skip leaves such rows out and counts them)")
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(f"{place}: {reason}")
+
+
+def lines(path: str) -> Iterator[tuple[int, str]]:
+    """Number from 1 and text, with its line end. Bytes that are no UTF-8 stay in it as surrogates."""
+    try:
+        with opened(path) as binary:
+            # Lines end at \n alone: what else Unicode calls a line end may stand in a text.
+            text = io.TextIOWrapper(binary, encoding="utf8", errors="surrogateescape", newline="\n")  # pyright: ignore[reportArgumentType]
+            for number, line in enumerate(text, 1):
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise ExamplesError(
+            f"{path}: cannot be read ({(str(error) or 'it ends early').splitlines()[0]}): get the file again"
+        ) from None
+
+
+def opened(path: str) -> Any:
+    """A context with the bytes of a file, of a pipe, or of standard input; compressed ones unpacked."""
+    if path == STANDARD_INPUT:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    if pathlib.Path(path).is_fifo():
+        return pathlib.Path(path).open("rb")
+    return fsspec.open(path, "rb", compression="infer")
+
+
+def text_fault(text: str) -> str | None:
+    """Why a text is none."""
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        codecs.encode(text, "utf8")
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return None
