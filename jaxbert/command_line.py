@@ -179,7 +179,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(inner[0], item, where) for item in value)
     if origin is typing.Literal and value in inner:
         return value
-    if origin is types.UnionType:
+    # Literal[...] | None is typing's, str | None is not, up to Python 3.13.
+    if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
         options = [option for option in inner if option is not types.NoneType]
