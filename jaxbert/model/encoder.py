@@ -15,9 +15,10 @@ Activations are constrained to (batch, length, activation_embed), (batch, length
 (batch, predictions, vocab). A name without a rule is not split; without rules or a mesh the constraints do nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -48,13 +49,9 @@ def zeros(*axes: str | None) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The nonlinearity of this name, one of ModelConfig.activation's."""
-    if name == "gelu":
-        return gelu
-    if name == "gelu_tanh":
-        return lambda x: jax.nn.gelu(x, approximate=True)
-    return jax.nn.relu
+def activation(name: Literal["gelu", "gelu_tanh", "relu"]) -> Callable[[jax.Array], jax.Array]:
+    """The nonlinearity that ModelConfig.activation and mlm_activation name."""
+    return {"gelu": gelu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True), "relu": jax.nn.relu}[name]
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
