@@ -41,6 +41,8 @@ from jaxbert.train.step import make_outputs_step
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
+    """Where a training stands when it ends."""
+
     result: FitResult
     state: TrainState
     """Of the best checkpoint."""
@@ -53,6 +55,8 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
+    """Examples that are held out, and what the model reads of them."""
+
     examples: Sequence[Any]
     features: Sequence[Feature]
 
@@ -61,7 +65,8 @@ class Training:
     """The parts of a run, built once."""
 
     def __init__(self, config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source):
-        self.source, self.examples = source, examples
+        self.source: Source = source
+        self.examples: Examples = examples
         encoder = encoder_of(config, source)
         _check_depth(config, encoder.config.num_layers)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
@@ -70,20 +75,23 @@ class Training:
         self.bound.check_measurable(examples.dev, dev_files)
         self.bound.check_measurable(examples.test, "data.test")
         train = training_features(self.bound, examples.train, Path(config.workdir))
-        self.dev, self.test = (Split(some, self.bound.features(some)) for some in (examples.dev, examples.test))
+        self.dev: Split = Split(examples.dev, self.bound.features(examples.dev))
+        self.test: Split = Split(examples.test, self.bound.features(examples.test))
         rows_multiple = jax.device_count() // config.mesh.tensor * config.train.accumulation_steps
         # A test set that is given later must not change how training examples share rows.
         self.layout: Layout = layout_of(train, rows_multiple)
-        self.batches = TrainingBatches(train, config.train.batch_size, self.layout, config.seed, self.bound.together)
+        self.batches: TrainingBatches = TrainingBatches(
+            train, config.train.batch_size, self.layout, config.seed, self.bound.together
+        )
         steps = _steps(config, self.batches.num_batches)
         self._num_steps = steps.num_steps
-        self.config = dataclasses.replace(
+        self.config: FinetuneConfig = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
         frozen = config.optimizer.freeze_embeddings or config.optimizer.freeze_layers > 0
-        self.adapted = lora.adapted(config, self.bound, source)
+        self.adapted: lora.AdaptedTask | None = lora.adapted(config, self.bound, source)
         task_of_step = self.adapted or (Frozen(self.bound, config.optimizer) if frozen else self.bound)
-        self.session = Session(self.config, steps, task_of_step, self.adapted and self.adapted.trained)
+        self.session: Session = Session(self.config, steps, task_of_step, self.adapted and self.adapted.trained)
         outputs = self.adapted.outputs if self.adapted else self.bound.outputs
         self._outputs = make_outputs_step(outputs, self.session.shardings, self.session.mesh)
 
@@ -193,6 +201,7 @@ def first_best(evaluations: Sequence[tuple[int, float]]) -> int | None:
 
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
+    """What the task puts its head on, with a warning where it has fewer positions than data.max_length."""
     model = source.with_dropout(config)
     if config.data.max_length > model.max_position_embeddings:
         say(
