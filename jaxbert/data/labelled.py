@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import fsspec
 
 from jaxbert.data.conll import read_conll
-from jaxbert.data.records import STANDARD_INPUT, ExamplesError, OnBad, Record
+from jaxbert.data.records import ExamplesError, OnBad, Record, read_once
 from jaxbert.data.squad import read_squad
 from jaxbert.data.tables import read_csv, read_jsonl, read_parquet, read_tfds, read_tsv
 from jaxbert.finetune.config import ExamplesConfig
@@ -68,7 +68,7 @@ def _files(source: str) -> list[str]:
     if not source:
         raise ExamplesError("a path of data.train, data.dev or data.test is empty: name a file")
     try:
-        if source == STANDARD_INPUT or pathlib.Path(source).is_fifo():
+        if read_once(source):
             return [source]
         filesystem, path = fsspec.core.url_to_fs(source)
         if filesystem.isfile(path):

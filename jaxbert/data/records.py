@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import io
 import lzma
+import os
 import pathlib
+import stat
 import sys
 import zipfile
 import zlib
@@ -75,11 +77,19 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
         ) from None
 
 
+def read_once(path: str) -> bool:
+    """Whether what it gives is gone once it was read: standard input, or a pipe."""
+    try:
+        return path == STANDARD_INPUT or stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def opened(path: str) -> Any:
     """A context with the bytes of a file, of a pipe, or of standard input; compressed ones unpacked."""
     if path == STANDARD_INPUT:
         return contextlib.nullcontext(sys.stdin.buffer)
-    if pathlib.Path(path).is_fifo():
+    if read_once(path):
         return pathlib.Path(path).open("rb")
     return fsspec.open(path, "rb", compression="infer")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from jaxbert.config import ConfigError
+from jaxbert.data.records import read_once
 from jaxbert.finetune.config import (
     ChoiceConfig,
     ClassificationConfig,
@@ -87,9 +88,9 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
         yield "data.train is empty: name a file, or builtin"
     if not c.data.dev and c.data.dev_share == 0:
         yield "data.dev_share is 0 and data.dev is empty: there is nothing to evaluate on"
-    once = [source for source in (*c.data.train, *c.data.dev, *c.data.test) if source == "-"]
-    if len(once) > 1 or (once and (c.data.streaming or c.search is not None)):
-        yield "data: - (standard input) can be read once: name a file where it is read again"
+    once = [source for source in (*c.data.train, *c.data.dev, *c.data.test) if read_once(source)]
+    if len(set(once)) < len(once) or (once and (c.data.streaming or c.search is not None)):
+        yield f"data: {once[0]} (standard input, or a pipe) can be read once: name a file where it is read again"
     if c.data.max_length < 8:
         yield f"data.max_length is {c.data.max_length}: a sequence needs at least 8 tokens"
     if len(set(c.data.columns)) != len(c.data.columns):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import pytest
@@ -223,3 +224,17 @@ def test_free_fields_exist():
                 yield from names(inner, prefix + field.name + ".")
 
     assert set(run_folder.FREE_IN_FINETUNING) <= set(names(BASE))
+
+
+def test_what_can_be_read_once_is_not_read_again(tmp_path: pathlib.Path):
+    """A pipe that nobody writes to any more would be waited for without end."""
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    for source in ("-", pipe):
+        validate(FinetuneConfig(data=ExamplesConfig(train=(source,), format="tsv")), 1)
+        for data in (
+            ExamplesConfig(train=(source,), format="tsv", streaming=True),
+            ExamplesConfig(train=(source,), dev=(source,), format="tsv"),
+        ):
+            with pytest.raises(ConfigError, match="can be read once"):
+                validate(FinetuneConfig(data=data), 1)
