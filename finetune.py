@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxbert import command_line
+from jaxbert.allocator import keep_freed_memory
 from jaxbert.cli import one_line_errors
 from jaxbert.finetune.config import FinetuneConfig
 
@@ -18,6 +19,7 @@ BUILTIN = Path(__file__).parent / "configs" / "finetune" / "builtin.py"
 
 def main() -> int:
     """Run the command line; the exit status."""
+    keep_freed_memory()
     with one_line_errors():
         text = "Fine-tune BERT on labelled files."
         config = command_line.parse(sys.argv[1:], lambda: command_line.load(BUILTIN, FinetuneConfig), text)

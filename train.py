@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxbert import command_line
+from jaxbert.allocator import keep_freed_memory
 from jaxbert.cli import one_line_errors
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -17,6 +18,7 @@ TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 def main() -> int:
     """Run the command line; the exit status."""
+    keep_freed_memory()
     with one_line_errors():
         config = command_line.parse(sys.argv[1:], lambda: command_line.load(TINY), "Pretrain BERT from raw text.")
         # TensorFlow makes batches here and nothing else: its notes on CPU instructions and oneDNN help nobody.

@@ -26,6 +26,7 @@ import transformers
 from embed import default_model
 from measure import Measurement, parser, show, versions
 
+from jaxbert.allocator import keep_freed_memory
 from jaxbert.command_line import load as load_config
 from jaxbert.config import Config, MeshConfig, OptimizerConfig
 from jaxbert.data.examples import TrainingBatches, layout_of
@@ -407,6 +408,8 @@ def main() -> None:
     options.add_argument("--seeds", type=int, help="so many seeds, not as many as the recipe says")
     chosen = options.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # As finetune.py does; it serves both sides.
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         run(chosen, Path(folder))
 

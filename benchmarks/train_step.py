@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from measure import Measurement, alternate, parser, show
 
+from jaxbert.allocator import keep_freed_memory
 from jaxbert.config import MeshConfig, ModelConfig, OptimizerConfig
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.train.flops import model_flops, peak_flops
@@ -188,6 +189,8 @@ def measure(size: str, length: int, options: argparse.Namespace) -> list[Measure
 
 def main() -> None:
     """Measure the chosen sizes and lengths."""
+    # As train.py does; it serves both sides.
+    keep_freed_memory()
     on_gpu = jax.default_backend() == "gpu"
     options = parser(__doc__)
     options.add_argument("--model", choices=SIZES, help="default: base; on a GPU base and large")
