@@ -51,6 +51,8 @@ class TaggingConfig:
     """The task."""
     scheme: Literal["iob2", "iob1", "bioes", "words"] = "iob2"
     """How the files tag entities: IOB2, IOB1, BIOES; "words": every word has a tag of its own (parts of speech)."""
+    tags: Literal["iob2", "bioes"] | None = None
+    """How the model tags entities, whatever the files do. None: BIOES where they are in it, else IOB2."""
     word_column: int = 0
     """CoNLL: column of the word, from 0."""
     tag_column: int = -1

@@ -1,6 +1,7 @@
 """Labelled files -> the examples of a run: train, dev and test, and what is odd about them."""
 
 import array
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -15,7 +16,7 @@ from jaxbert.data.labelled import read_records
 from jaxbert.data.records import BadRecordError, Counting, ExamplesError, Record
 from jaxbert.finetune.builtin import builtin_records
 from jaxbert.finetune.config import ExamplesConfig
-from jaxbert.tasks.task import BoundTask, Task
+from jaxbert.tasks.task import BoundTask, Task, unknown_label
 
 BUILTIN, MEMORY = "builtin", "memory"
 Tables = Mapping[str, Iterable[Mapping[str, Any]]]
@@ -87,9 +88,12 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig, tables: Tables | None
     if config.streaming:
         train = Streamed(lambda: _training(task, config, Counting(config), [], tables), seen.count)
     dev = list(_read(task, "dev", config, counting, tables)) if config.dev else held_out
-    test = list(_read(task, "test", config, counting, tables))
     if not train or not dev:
         raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
+    known = seen.labels.union(*map(task.labels_of, dev)) if task.labels_are_found else None
+    test = list(_read(task, "test", config, counting, tables, known))
+    for example in (*dev, *test):
+        seen.odd.update(task.oddities(example))
     # A test set may be given later, and must not change what is trained.
     labels = task.labels(Streamed(lambda: itertools.chain(train, dev), len(train) + len(dev)))
     return Examples(
@@ -135,14 +139,30 @@ def training_features(
 
 
 def _read(
-    task: Task[Any, Any], split: str, config: ExamplesConfig, counting: Counting, tables: Tables
+    task: Task[Any, Any],
+    split: str,
+    config: ExamplesConfig,
+    counting: Counting,
+    tables: Tables,
+    known: Collection[str] | None = None,
 ) -> Iterator[Any]:
+    """The examples of a split. `known`: the labels that they may have; None: any."""
     for source in getattr(config, split):
         for record in _records(source, split, config, counting, tables):
             try:
-                yield task.parse(record)
+                example = task.parse(record)
+                if known is not None:
+                    _check_known(task.labels_of(example), known)
             except BadRecordError as error:
                 counting(record.place, str(error))
+            else:
+                yield example
+
+
+def _check_known(labels: Iterable[str], known: Collection[str]) -> None:
+    for label in labels:
+        if label not in known:
+            raise BadRecordError(unknown_label(label, known))
 
 
 def _records(source: str, split: str, config: ExamplesConfig, counting: Counting, tables: Tables) -> Iterable[Record]:
@@ -164,6 +184,7 @@ class _Seen:
         self._task, self._digest = task, hashlib.sha256()
         self._texts = array.array("Q")
         self.labels: set[str] = set()
+        self.odd: collections.Counter[str] = collections.Counter()
 
     @property
     def count(self) -> int:
@@ -173,6 +194,7 @@ class _Seen:
         self._digest.update(_bytes(example))
         self._texts.append(_hash(self._task.text(example)))
         self.labels.update(self._task.labels_of(example))
+        self.odd.update(self._task.oddities(example))
 
     def again(self, examples: Sequence[Any]) -> int:
         """How many of these have the text of one that has gone by."""
@@ -197,6 +219,7 @@ def _oddities(
 ) -> Iterator[str]:
     if counting.count:
         yield f"{counting.count:,} rows are left out: {'; '.join(counting.first)}"
+    yield from (f"{count:,} examples {what}" for what, count in seen.odd.items())
     learnt = seen.labels
     measured = {label for example in dev for label in task.labels_of(example)}
     if only := sorted(measured - learnt):

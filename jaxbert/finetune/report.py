@@ -1,7 +1,6 @@
 """What a fine-tuning run ends with: report.md and report.json, learning curves, a confusion matrix, and the worst mistakes."""
 
 import json
-import warnings as python_warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from jaxbert.tasks.task import BoundTask, Mistake, Table
 
 # Mistakes that the report shows, and characters of each.
 _SHOWN, _LONGEST = 20, 300
-# More classes than this are no picture.
-_MOST_CLASSES = 80
+# More classes than this are no picture, and longer names leave no room for one.
+_MOST_CLASSES, _LONGEST_NAME = 80, 40
 
 Split = tuple[Sequence[Any], Mapping[str, float], Sequence[Any]]
 """Examples, measures, predictions."""
@@ -42,12 +41,17 @@ def write(
     pictures = {"curves.png": "learning curves"}
     draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", task.metric)
     if confusion is not None and len(confusion[0]) <= _MOST_CLASSES:
-        draw_confusion(workdir / "confusion.png", *confusion)
+        names = list(confusion[0])
+        if not all(map(_can_be_drawn, names)):
+            names = [str(number) for number in range(len(names))]
+            key = [[number, name] for number, name in zip(names, confusion[0], strict=True)]
+            tables.append(Table("Numbers in confusion.png", ("", "class"), key))
+        draw_confusion(workdir / "confusion.png", names, confusion[1])
         pictures["confusion.png"] = f"confusion matrix of {last}"
     # A term that is alone is the loss again.
     again = set(task.loss_weights) if [*task.loss_weights.values()] == [1.0] else set()
     measures = _measures(splits, untrained, again)
-    page = _page(name, measures, facts, warnings, tables, mistakes[:_SHOWN], pictures, last)
+    page = _page(name, measures, facts, warnings, tables, mistakes[:_SHOWN], pictures, last, task.ranked_by)
     (workdir / "report.md").write_text(page, encoding="utf8")
     content = {
         "name": name,
@@ -87,6 +91,7 @@ def _page(
     mistakes: Sequence[Mistake],
     pictures: Mapping[str, str],
     split: str,
+    ranked_by: str,
 ) -> str:
     lines = [f"# {name}", "", *markdown(measures), ""]
     lines += [f"- warning: {warning}" for warning in warnings] + ([""] if warnings else [])
@@ -97,7 +102,7 @@ def _page(
     if mistakes:
         rows = [[f"{m.loss:.2f}", m.gold, m.predicted, _short(m.text)] for m in mistakes]
         lines += [f"## Worst mistakes ({split})", ""]
-        lines += [*markdown(Table("", ("loss", "right", "predicted", "text"), rows)), ""]
+        lines += [*markdown(Table("", (ranked_by, "right", "predicted", "text"), rows)), ""]
     return "\n".join(lines)
 
 
@@ -198,6 +203,14 @@ def draw_curves(metrics_file: Path, picture: Path, metric: str) -> None:
     figure.savefig(picture, dpi=120)
 
 
+def _can_be_drawn(name: str) -> bool:
+    """Whether a class can stand at an axis: it is short, and the font has its characters (which of Chinese it has not)."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    return len(name) <= _LONGEST_NAME and all(ord(character) in glyphs for character in name)
+
+
 def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> None:
     """Draw how often each class (row) was taken for each (column), as shares of the rows, into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -217,10 +230,7 @@ def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> N
         for row, column in np.argwhere(counts > 0).tolist():
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=8)
-    with python_warnings.catch_warnings():
-        # What the font has no glyph for (Chinese labels) is an empty box in the picture; report.json has the names.
-        python_warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(picture, dpi=120)
+    figure.savefig(picture, dpi=120)
 
 
 def show(measures: Table) -> None:

@@ -134,6 +134,8 @@ def _task(c: FinetuneConfig) -> Iterator[str]:
             yield 'task.target is "dropout" and dropout is 0: a text would be the same twice'
         if task.target == "dropout" and not c.data.dev:
             yield 'data.dev is empty, and task.target is "dropout": name a file of pairs, which tell how good vectors are'
+    if isinstance(task, TaggingConfig) and task.scheme == "words" and task.tags is not None:
+        yield f'task.tags "{task.tags}" is for entities, and task.scheme is "words", whose tags are its own'
     if isinstance(task, TaggingConfig) and task.word_column == task.tag_column:
         yield f"task.word_column and task.tag_column are both {task.word_column}"
     if isinstance(task, SpanConfig):

@@ -14,6 +14,7 @@ from jaxbert.data.examples import Layout, evaluation_batches
 from jaxbert.finetune.config import ChoiceConfig, ClassificationConfig, RelationConfig, SpanConfig, TaggingConfig
 from jaxbert.predict.batches import row_lengths
 from jaxbert.predict.texts import PredictError, TextError
+from jaxbert.tasks import entities
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
 from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
@@ -102,7 +103,7 @@ class FinetunedModel:
 
     def tag(self, texts: Sequence[str]) -> list[list[Entity]]:
         """The entities of each text; where words have tags of their own, every word with its tag."""
-        words_alone = not any(label.startswith(("B-", "I-", "S-")) for label in self.labels)
+        words_alone = not entities.are_of_entities(self.labels)
         scheme = "words" if words_alone else "bioes" if any(label.startswith("E-") for label in self.labels) else "iob2"
         task = BoundTagging(TaggingConfig(scheme=scheme), self.labels, self._encoder)
         places = [words_of(text) for text in texts]

@@ -84,6 +84,11 @@ class Predictor:
         """Tokens of the longest text that is read whole, special ones included."""
         return self._texts.max_length
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a classifier or a tagger tells apart, by ids; empty for other models."""
+        return self._finetuned.labels
+
     @overload
     def fill_mask(self, texts: str, top_k: int = 5) -> list[Any]: ...
     @overload

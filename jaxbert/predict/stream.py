@@ -15,6 +15,7 @@ from jaxbert.config import Pooling
 from jaxbert.predict.predictor import Predictor
 from jaxbert.predict.tasks import CUT, Task, default_task
 from jaxbert.predict.texts import LongTexts, PredictError, TextError
+from jaxbert.tasks.entities import Scheme, Span, are_of_entities, tagged_words
 from jaxbert.weights.load import load
 
 # Bytes that are no UTF-8 arrive as lone surrogates, so that the line is known that they are in.
@@ -40,6 +41,8 @@ class PredictOptions:
     """File for the results, in place when all are there (FILE.partial until then). -: standard output."""
     top_k: int | None = None
     """fill-mask: candidates for each mask (None: 5); answer: answers to each question (None: 1)."""
+    tags: Scheme | None = None
+    """tag: beside the entities, every word with its tag in this scheme ("words": [[word, tag], ...])."""
     pooling: Pooling | None = None
     """embed: cls, mean or max. None: what the model's folder says, else mean."""
     normalize: bool | None = None
@@ -64,6 +67,10 @@ def predict(options: PredictOptions) -> int:
         options = dataclasses.replace(options, task=default_task(loaded))
         _check(options)
     predictor = loaded.predictor(options.task, max_length=options.max_length, long_texts=options.long_texts)
+    if options.tags is not None and not are_of_entities(predictor.labels):
+        raise PredictError(
+            "--tags is for models of entities, and each word has a tag of its own in this one: leave it out"
+        )
     started, done, bad = time.monotonic(), 0, 0
     with _opened(options.input, "r") as lines, _opened(options.output, "w") as results, _progress() as advance:
         while chunk := _read(lines, options.lines_at_once, done):
@@ -107,6 +114,8 @@ def _check(options: PredictOptions) -> None:
     given = [name for name in ("pooling", "normalize", "prompt") if getattr(options, name) is not None]
     if given and options.task != "embed":
         raise PredictError(f"--{given[0]} is for --task embed: leave it out for {options.task}")
+    if options.tags is not None and options.task != "tag":
+        raise PredictError(f"--tags is for --task tag: leave it out for {options.task}")
     if options.top_k is not None and options.task not in _TOP_KS:
         raise PredictError(f"--top-k is for --task {' and '.join(_TOP_KS)}: leave it out for {options.task}")
 
@@ -156,7 +165,7 @@ def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]
         texts: list[Any] = [tuple(line.split("\t")) if "\t" in line else line for line in lines]
         return [{"text": line, **one} for line, one in zip(lines, predictor.classify(texts), strict=True)]
     if options.task == "tag":
-        return [{"text": text, "entities": one} for text, one in zip(lines, predictor.tag(lines), strict=True)]
+        return [_tagged(text, one, options.tags) for text, one in zip(lines, predictor.tag(lines), strict=True)]
     if options.task == "relate":
         return [{"text": text, **one} for text, one in zip(lines, predictor.relate(lines), strict=True)]
     if options.task == "choose":
@@ -169,6 +178,14 @@ def _answers(predictor: Predictor, options: PredictOptions, lines: Sequence[str]
         return [{"question": a, "context": b, "answers": one} for a, b, one in zip(first, second, answers, strict=True)]
     probabilities = predictor.next_sentence(first, second)
     return [{"first": a, "second": b, "is_next": p} for a, b, p in zip(first, second, probabilities, strict=True)]
+
+
+def _tagged(text: str, found: Sequence[Any], scheme: Scheme | None) -> dict[str, Any]:
+    result = {"text": text, "entities": found}
+    if scheme is None:
+        return result
+    spans = [Span(one["start"], one["end"], one["entity_group"]) for one in found]
+    return result | {"words": tagged_words(text, spans, scheme)}
 
 
 def _line_fault(line: str, tabs: range | None) -> str | None:

@@ -10,6 +10,13 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # What CMRC's script takes out beside spaces.
 _CHINESE_PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 
+# What its script's tokenizer of Latin text (nltk's) takes for a token of its own, from within what spaces part.
+_LATIN_MARK = re.compile(
+    r"""(\.{2,}|[;@#$%&?!()\[\]{}<>"«»“‘„”’\u2012-\u2015]|,(?!\d)"""
+    # A point at the very end, whatever closes after it; the end of a quotation or an elision.
+    r"""|(?<=[^.])\.(?=[\]\)}>"'»”’\s]*$)|(?<=[^'\s])'(?:s|m|d|ll|re|ve)?(?=\s|$)|n't(?=\s|$))"""
+)
+
 
 def squad_scores(found: str, right: Sequence[str]) -> tuple[float, float]:
     """(exact match, F1 over words) with the best of the right answers; without one, an empty answer is right."""
@@ -33,7 +40,7 @@ def _word_f1(found: Sequence[str], right: Sequence[str]) -> float:
 def cmrc_scores(found: str, right: Sequence[str]) -> tuple[float, float]:
     """(exact match, F1 of the longest common run of segments) with the best of the right answers.
 
-    Segments are single characters, and words of Latin letters and digits; punctuation is left out.
+    Segments are single Chinese characters, and the words and marks of what is between them; Chinese punctuation is left out.
     """
     right = right or [""]
     segments = _cmrc_segments(found)
@@ -46,7 +53,8 @@ def _cmrc_plain(text: str) -> str:
 
 
 def _cmrc_segments(text: str) -> list[str]:
-    return re.findall(r"[\u4e00-\u9fa5]|[^\s\u4e00-\u9fa5]+", _cmrc_plain(text))
+    parts = re.findall(r"[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", _cmrc_plain(text))
+    return [segment for part in parts for segment in _LATIN_MARK.sub(r" \1 ", part).split()]
 
 
 def _run_f1(found: Sequence[str], right: Sequence[str]) -> float:

@@ -91,6 +91,11 @@ class Classification(Task[Text, Judgement]):
         """Both texts."""
         return example.text if example.pair is None else f"{example.text}\t{example.pair}"
 
+    @property
+    def labels_are_found(self) -> bool:
+        """Where none are listed."""
+        return not self.settings.labels
+
     def labels_of(self, example: Text) -> Iterable[str]:
         """Its classes."""
         return example.labels
@@ -189,7 +194,7 @@ class BoundClassification(BoundTask[Text, Judgement]):
             return {"weight": 1.0, "number": example.number}
         unknown = [label for label in example.labels if label not in self._ids]
         if unknown:
-            raise unknown_label(unknown[0], self.labels)
+            raise ExamplesError(unknown_label(unknown[0], self.labels))
         if self.settings.target == "multi-label":
             return {"weight": 1.0, "targets": [float(label in example.labels) for label in self.labels]}
         return {"weight": self._weights[example.labels[0]], "label": self._ids[example.labels[0]]}

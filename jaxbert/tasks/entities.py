@@ -1,10 +1,12 @@
 """Entities and their tags: IOB1, IOB2 and BIOES, read and written, and which tag may follow which."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from jaxbert.tasks.words import words_of
 
 Scheme = Literal["iob2", "iob1", "bioes"]
 OUTSIDE = "O"
@@ -58,6 +60,19 @@ def tags(entities: Sequence[Span], length: int, scheme: Scheme) -> list[str]:
         found[start:end] = inner
         last_end, last_type = end, kind
     return found
+
+
+def tagged_words(text: str, entities: Sequence[Span], scheme: Scheme) -> list[tuple[str, str]]:
+    """(word, tag) of each word of a running text. Entities are in characters, of whole words, and do not overlap."""
+    words = words_of(text)
+    first, last = ({words[n][side]: n for n in range(len(words))} for side in (0, 1))
+    found = [Span(first[start], last[end] + 1, kind) for start, end, kind in entities]
+    return [(text[start:end], tag) for (start, end), tag in zip(words, tags(found, len(words), scheme), strict=True)]
+
+
+def are_of_entities(tags: Collection[str]) -> bool:
+    """Whether tags are those of a scheme, and not each word's own (parts of speech)."""
+    return any(tag.startswith(("B-", "I-", "S-")) for tag in tags)
 
 
 def fault(tag: str, scheme: Scheme) -> str | None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.records import BadRecordError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
@@ -94,6 +94,11 @@ class Relation(Task[Pair, Related]):
         """The text, with its entities marked."""
         return marked(example)[0]
 
+    @property
+    def labels_are_found(self) -> bool:
+        """Where none are listed."""
+        return not self.settings.labels
+
     def labels_of(self, example: Pair) -> Iterable[str]:
         """Its relation."""
         return (example.label,)
@@ -154,7 +159,7 @@ class BoundRelation(BoundTask[Pair, Related]):
 
     def _feature(self, number: int, example: Pair, encoding: Encoding, starts: tuple[int, int]) -> Feature:
         if example.label not in self._ids:
-            raise unknown_label(example.label, self.labels)
+            raise ExamplesError(unknown_label(example.label, self.labels))
         tokenizer = self.encoder.tokenizer
         room = self.encoder.max_length - tokenizer.num_special_tokens_to_add(False)
         places = [_token_at(encoding, start) for start in starts]

@@ -115,6 +115,7 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
 
     architecture: str = "Model"
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
+    ranked_by: str = "nearer texts"
     inputs: tuple[str, ...] = (*BoundTask.inputs, "cls_positions")
     labels: Sequence[str] = ()
     together: bool = True

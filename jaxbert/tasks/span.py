@@ -18,6 +18,7 @@ from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
 from jaxbert.tasks import answers
 from jaxbert.tasks.task import NO_ANSWER, BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
 from jaxbert.train.losses import Sums, masked_cross_entropy
+from jaxbert.train.processes import say
 from jaxbert.train.state import Batch
 
 # Finite, so that sums with it stay finite.
@@ -34,6 +35,8 @@ class Question:
     answers: tuple[tuple[str, int | None], ...]
     """(text, start in characters; None where it does not stand in the context, which some do not to the letter). Empty: the context
     has no answer."""
+    moved: bool = dataclasses.field(default=False, repr=False)
+    """An answer stands elsewhere than its file says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class SpanAnswering(Task[Question, Answered]):
         """A question of SQuAD's JSON, or a row with "question", "context" and "answers" ([[text, start], ...])."""
         question = text_in(record, "question", "the columns").strip()
         context = text_in(record, "context", "the columns")
-        found = []
+        found, moved = [], False
         if not record.values.get("impossible", False):
             listed = column(record, "answers", "the columns")
             if not isinstance(listed, list | tuple):
@@ -82,8 +85,11 @@ class SpanAnswering(Task[Question, Answered]):
                     raise BadRecordError(f"{answer!r} is no answer: (text, start) is one") from None
                 if not isinstance(text, str) or not text.strip() or type(start) is not int:
                     raise BadRecordError(f"{answer!r} is no answer: (text, start) is one")
-                found.append((text, _place(context, text, start)))
-        return Question(str(record.values.get("id", record.place)), question, context, tuple(dict.fromkeys(found)))
+                place = _place(context, text, start)
+                moved |= place not in (None, start)
+                found.append((text, place))
+        identity = str(record.values.get("id", record.place))
+        return Question(identity, question, context, tuple(dict.fromkeys(found)), moved)
 
     def text(self, example: Question) -> str:
         """Question and context."""
@@ -93,13 +99,26 @@ class SpanAnswering(Task[Question, Answered]):
         """None: answers are no labels."""
         return ()
 
+    def oddities(self, example: Question) -> Iterable[str]:
+        """Answers that are not where they are said to be."""
+        if example.moved:
+            yield "have an answer that does not begin where their file says: it is learnt where it stands"
+        if example.answers and not _is_found(example):
+            yield "have no answer that stands in their context: they are scored, and not learnt"
+
     def labels(self, train: Collection[Question]) -> tuple[str, ...]:
         """transformers' names of the two logits."""
         return ("LABEL_0", "LABEL_1")
 
     def bind(self, labels: tuple[str, ...], train: Collection[Question], encoder: Encoder) -> "BoundSpanAnswering":
         """With a head for spans. No answer is possible where a training question has none."""
-        return BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
+        bound = BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
+        if bound.stride != self.settings.stride:
+            say(
+                f"warning: task.stride is {self.settings.stride}, which leaves no room in sequences of {encoder.max_length} tokens: "
+                f"windows repeat {bound.stride}"
+            )
+        return bound
 
 
 class BoundSpanAnswering(BoundTask[Question, Answered]):
@@ -107,6 +126,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
 
     architecture: str = "ForQuestionAnswering"
     loss_weights: Mapping[str, float] = {"span_loss": 1.0}
+    ranked_by: str = "probability"
 
     def __init__(self, settings: SpanConfig, labels: tuple[str, ...], encoder: Encoder, may_be_empty: bool):
         self.settings: SpanConfig = settings
@@ -117,7 +137,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         # A model that reads little has short windows.
         self._question_length = min(settings.max_question_length, encoder.max_length // 2)
         room = encoder.max_length - self._question_length - encoder.tokenizer.num_special_tokens_to_add(True)
-        self._stride = settings.stride if settings.stride < room else max(room // 2, 0)
+        self.stride: int = settings.stride if settings.stride < room else max(room // 2, 0)
         self.model: nn.Module = BertForQuestionAnswering(encoder.config)
 
     def weights(self, batch: Batch) -> dict[str, Array]:
@@ -144,7 +164,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         """Windows of each context, the question before each of them."""
         questions = self._cut([example.question for example in examples])
         tokenizer = Tokenizer.from_str(self.encoder.tokenizer.to_str())
-        tokenizer.enable_truncation(self.encoder.max_length, stride=self._stride, strategy="only_second")
+        tokenizer.enable_truncation(self.encoder.max_length, stride=self.stride, strategy="only_second")
         pairs = [(question, example.context) for question, example in zip(questions, examples, strict=True)]
         return [
             self._feature(n, example, window)
@@ -165,7 +185,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         offsets = np.array(encoding.offsets, np.int64)
         span = _window_span(example, inside, offsets)
         # An answer that cannot be found is no reason to learn that there is none.
-        found = not example.answers or any(place is not None for _, place in example.answers)
+        found = not example.answers or _is_found(example)
         return Feature(
             number,
             encoding.ids,
@@ -245,6 +265,10 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
             for example, one in zip(examples, predictions, strict=True)
             if not score(one.answer.text, [text for text, _ in example.answers])[0]
         ]
+
+
+def _is_found(example: Question) -> bool:
+    return any(place is not None for _, place in example.answers)
 
 
 def _place(context: str, text: str, start: int) -> int | None:

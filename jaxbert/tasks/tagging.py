@@ -142,19 +142,17 @@ class Tagging(Task[Sentence, Tagged]):
             inside = [n for n, (first, last) in enumerate(words) if first < end and start < last]
             if inside and not (over and over[-1].end > inside[0]):
                 over.append(Span(inside[0], inside[-1] + 1, kind))
-        scheme = "bioes" if self.settings.scheme == "bioes" else "iob2"
-        tags = tuple(entities.tags(over, len(words), scheme))
+        tags = tuple(entities.tags(over, len(words), tag_scheme(self.settings)))
         return Sentence(text, words, tags, tuple(sorted(found)), tuple(sorted(found)))
 
     def _tagged(
         self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span], strict: Sequence[Span]
     ) -> Sentence:
         """With entities in words."""
-        scheme = "bioes" if self.settings.scheme == "bioes" else "iob2"
         return Sentence(
             text,
             words,
-            tuple(entities.tags(found, len(words), scheme)),
+            tuple(entities.tags(found, len(words), tag_scheme(self.settings))),
             in_characters(found, words),
             in_characters(strict, words),
         )
@@ -163,9 +161,21 @@ class Tagging(Task[Sentence, Tagged]):
         """The sentence."""
         return example.text
 
+    @property
+    def labels_are_found(self) -> bool:
+        """Where none are listed."""
+        return not self.settings.labels
+
     def labels_of(self, example: Sentence) -> Iterable[str]:
         """The types of its entities, or its tags."""
         return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
+
+    def oddities(self, example: Sentence) -> Iterable[str]:
+        """Entities that a tag for each word cannot say."""
+        if self.settings.scheme == "words":
+            return
+        if {*example.entities} != {*in_characters(entities.spans(example.tags), example.words)}:
+            yield "have an entity that is no run of whole words, or overlaps another one: it counts as right, and cannot be found"
 
     def labels(self, train: Collection[Sentence]) -> tuple[str, ...]:
         """The tags: those of the types that are listed, or that the sentences of train and dev have."""
@@ -176,7 +186,7 @@ class Tagging(Task[Sentence, Tagged]):
             )
         if self.settings.scheme == "words":
             return types
-        return entities.tag_set(types, self.settings.scheme)
+        return entities.tag_set(types, tag_scheme(self.settings))
 
     def bind(self, labels: tuple[str, ...], train: Collection[Sentence], encoder: Encoder) -> "BoundTagging":
         """With a head for these tags."""
@@ -228,7 +238,7 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         for place, word in word_of.items():
             tag = example.tags[word]
             if tag not in self._ids:
-                raise unknown_label(tag, self.labels)
+                raise ExamplesError(unknown_label(tag, self.labels))
             tags[place], weights[place] = self._ids[tag], 1.0
         tokens = {"tag": tags, "tag_weight": weights}
         return Feature(
@@ -268,7 +278,7 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         else:
             edges = [*alone, len(example.words)]
             over = [Span(edges[start], edges[end], kind) for start, end, kind in entities.spans(short)]
-            tags = entities.tags(over, len(example.words), "bioes" if self.settings.scheme == "bioes" else "iob2")
+            tags = entities.tags(over, len(example.words), tag_scheme(self.settings))
         for n in range(len(example.words)):
             scores[n] = scores[n if n in rows else within.get(n, n)]
         path = [self._ids[tag] for tag in tags]
@@ -344,6 +354,11 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
                 )
                 found.append(Mistake(example.text, right, wrong, prediction.loss))
         return found
+
+
+def tag_scheme(settings: TaggingConfig) -> entities.Scheme:
+    """The scheme of the model's tags."""
+    return settings.tags or ("bioes" if settings.scheme == "bioes" else "iob2")
 
 
 def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tuple[Span, ...]:

@@ -71,7 +71,7 @@ class Mistake(NamedTuple):
     gold: str
     predicted: str
     loss: float
-    """The larger, the worse."""
+    """The larger, the worse; `BoundTask.ranked_by` says what it is."""
 
 
 class Task(abc.ABC, Generic[E, P]):
@@ -88,6 +88,15 @@ class Task(abc.ABC, Generic[E, P]):
     @abc.abstractmethod
     def labels_of(self, example: E) -> Iterable[str]:
         """The labels of an example."""
+
+    @property
+    def labels_are_found(self) -> bool:
+        """Whether the labels are those that train and dev happen to have, so that another one cannot be measured."""
+        return False
+
+    def oddities(self, example: E) -> Iterable[str]:
+        """What is odd about an example that is used all the same: "have no answer ...", for a warning that counts them."""
+        return ()
 
     @abc.abstractmethod
     def labels(self, train: Collection[E]) -> tuple[str, ...]:
@@ -114,6 +123,8 @@ class BoundTask(abc.ABC, Generic[E, P]):
     labels: Sequence[str]
     together: bool = False
     """Whether the loss compares the features of an example, which must then be in one batch ("groups" says which belong together)."""
+    ranked_by: str = "loss"
+    """What the number of a `Mistake` is, for the report."""
     embedder: Embedder | None = None
     """What makes the exported model one that embeds texts."""
 
@@ -272,12 +283,9 @@ def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str =
     return ExamplesError(f"{where}: there must be at least {least}")
 
 
-def unknown_label(label: str, labels: Sequence[str]) -> ExamplesError:
-    """What is raised for a label that only test examples have: those of train and dev are the task's."""
-    return ExamplesError(
-        f"data.test has the label {label!r}, and data.train and data.dev have {_some(labels)} alone: "
-        "leave such rows out, or list all labels in task.labels"
-    )
+def unknown_label(label: str, labels: Collection[str]) -> str:
+    """What is wrong with an example whose label the task has not: its labels are those of train and dev, or those listed."""
+    return f"label {label!r} is none of data.train and data.dev ({_some(sorted(labels))}): list all in task.labels"
 
 
 def _some(labels: Sequence[str]) -> str:

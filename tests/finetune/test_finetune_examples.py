@@ -14,7 +14,7 @@ from made_runs import write_table
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.records import ExamplesError
 from jaxbert.finetune.check import describe
-from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig
+from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, TaggingConfig
 from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Encoder
@@ -65,6 +65,33 @@ def test_what_is_odd_is_said_in_one_line_each(tmp_path: pathlib.Path):
 def test_a_bad_row_stops_where_rows_are_not_to_be_skipped(tmp_path: pathlib.Path):
     with pytest.raises(ExamplesError, match=r"train.tsv:3: label is ' ', and no class \(--data.bad-rows skip"):
         read(tmp_path, train=[("one", "a"), ("two", " ")])
+
+
+def test_a_label_that_only_test_has_is_named_with_its_row(tmp_path: pathlib.Path):
+    """Those of train and dev are the task's, and a test set may come later."""
+    path = write_table(tmp_path / "test.tsv", [("seven", "a"), ("eight", "c"), ("nine", "b")])
+    with pytest.raises(
+        ExamplesError, match=r"test.tsv:3: label 'c' is none of data.train and data.dev \(a, b\): list all"
+    ):
+        read(tmp_path, test=(path,))
+    examples = read(tmp_path, test=(path,), bad_rows="skip")
+    assert [example.text for example in examples.test] == ["seven", "nine"]
+    assert examples.warnings[0].startswith("1 rows are left out")
+    assert len(read(tmp_path, test=(path,), task=ClassificationConfig(labels=("a", "b", "c"))).test) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_odd_examples_are_counted(tmp_path: pathlib.Path, streaming: bool):
+    """In train, dev and test together: an entity within a word is one that no tags can say."""
+    good, odd = '{"text": "Ada saw", "entities": [[0, 3, "X"]]}\n', '{"text": "Ada saw", "entities": [[0, 2, "X"]]}\n'
+    for name, rows in (("train", good + odd + odd), ("dev", good), ("test", odd)):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    train, dev, test = ((str(tmp_path / f"{name}.jsonl"),) for name in ("train", "dev", "test"))
+    found = read_all(make_task(TaggingConfig()), ExamplesConfig(train, dev, test, streaming=streaming))
+    assert [warning for warning in found.warnings if "whole words" in warning] == [
+        "3 examples have an entity that is no run of whole words, or overlaps another one: it counts as right, and cannot "
+        "be found"
+    ]
 
 
 def test_many_labels_are_not_all_listed(tmp_path: pathlib.Path):
@@ -124,7 +151,10 @@ def test_the_fingerprint_sees_numbers_too(tmp_path: pathlib.Path):
 
 def test_the_labels_are_those_of_the_training_rows(tmp_path: pathlib.Path):
     """As task.labels says: a test set that is given later must not change the head."""
-    assert read(tmp_path, test=(write_table(tmp_path / "test.tsv", [("x", "c")]),)).labels == ("a", "b")
+    assert read(tmp_path, test=(write_table(tmp_path / "test.tsv", [("x", "c")]),), bad_rows="skip").labels == (
+        "a",
+        "b",
+    )
 
 
 @pytest.mark.parametrize("held_out", [False, True])

@@ -18,9 +18,29 @@ def test_a_confusion_matrix_of_any_labels(tmp_path: pathlib.Path, names: list[st
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_confusion_matrix_of_chinese_labels_is_drawn_without_a_warning(tmp_path: pathlib.Path):
-    draw_confusion(tmp_path / "confusion.png", ["正面", "负面"], np.eye(2, dtype=int))
-    assert (tmp_path / "confusion.png").is_file()
+@pytest.mark.parametrize(
+    ("labels", "numbered"), [(["good", "naïve"], False), (["正面", "bad"], True), (["bad", "x" * 75], True)]
+)
+def test_classes_that_cannot_be_drawn_are_numbered(tmp_path: pathlib.Path, labels: list[str], numbered: bool):
+    """matplotlib's font has no Chinese, and warns of boxes in their place; a long name leaves no room for the matrix."""
+
+    class Bare(BoundTask):
+        loss_weights = {"label_loss": 1.0}  # noqa: RUF012
+        metric = "accuracy"
+
+        def confusion(self, examples, predictions):
+            return labels, np.eye(2, dtype=int)
+
+    Bare.__abstractmethods__ = frozenset()
+    (tmp_path / "metrics.jsonl").touch()
+    splits = {"dev": ([], {"loss": 1.0, "accuracy": 0.5}, [])}
+    write(tmp_path, "bare", Bare(), splits, untrained={}, facts={}, warnings=())
+    report = (tmp_path / "report.md").read_text(encoding="utf8")
+    assert ("## Numbers in confusion.png" in report) is numbered
+    assert (f"| 0 | {labels[0]} |\n| 1 | {labels[1]} |" in report) is numbered
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf8"))["confusion"]["labels"] == labels
+    height, width, _ = np.asarray(PIL.Image.open(tmp_path / "confusion.png")).shape
+    assert 0.9 < height / width < 1.1
 
 
 @pytest.mark.parametrize("held_out", [{"loss": 1.0, "f1": 0.5}, {"loss": 1.0, "f1": None}, {"loss": 1.0}])

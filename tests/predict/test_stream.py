@@ -13,6 +13,7 @@ from made_predictors import SENTENCES, WORDS, write_model
 
 from jaxbert.predict.stream import PredictOptions, predict
 from jaxbert.predict.texts import PredictError
+from jaxbert.tasks.entities import fault, spans
 from jaxbert.weights.load import load
 
 
@@ -46,6 +47,30 @@ def test_every_task(model: pathlib.Path, tmp_path: pathlib.Path):
     assert [answer["text"] for answer in found] == texts
     vectors = [answer["embedding"] for answer in found]
     np.testing.assert_allclose(vectors, predictor.embed(texts, "max", True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "scheme"), [(("O", "B-X", "I-X"), "bioes"), (("O", "B-X", "I-X", "E-X", "S-X"), "iob1")]
+)
+def test_words_with_their_tags_in_any_scheme(tmp_path: pathlib.Path, names: tuple[str, ...], scheme):
+    folder = write_model(tmp_path / "model", "bert", "BertForTokenClassification", id2label=dict(enumerate(names)))
+    lines = [*SENTENCES[:9], "", "the 机器 cat."]
+    plain = run(folder, "tag", lines, tmp_path)
+    assert any(one["entities"] for one in plain)
+    for line, one, before in zip(lines, run(folder, "tag", lines, tmp_path, tags=scheme), plain, strict=True):
+        assert one["entities"] == before["entities"]
+        assert "".join(word for word, _ in one["words"]) == line.replace(" ", "")
+        tags = [tag for _, tag in one["words"]]
+        assert [span.type for span in spans(tags)] == [found["entity_group"] for found in one["entities"]]
+        assert all(fault(tag, scheme) is None for tag in tags)
+
+
+def test_tags_are_for_taggers_of_entities(model: pathlib.Path, tmp_path: pathlib.Path):
+    with pytest.raises(PredictError, match="--tags is for --task tag: leave it out for fill-mask"):
+        run(model, "fill-mask", ["a [MASK]"], tmp_path, tags="iob2")
+    words = write_model(tmp_path / "words", "bert", "BertForTokenClassification", id2label=dict(enumerate("NV")))
+    with pytest.raises(PredictError, match="--tags is for models of entities"):
+        run(words, "tag", ["a cat"], tmp_path, tags="iob2")
 
 
 def test_what_a_line_lacks_is_said_with_its_number(model: pathlib.Path, tmp_path: pathlib.Path):

@@ -82,6 +82,17 @@ def test_official_scores_of_published_predictions(shared_data: pathlib.Path, sys
         # Punctuation that the script does not list stays.
         ("“北京", ["北京"], 1, 1),
         ("北京(市)", ["北京市"], 0, 2 * 2 / (5 + 3)),
+        # Marks are segments of their own, but not within a number: ( sega ), 10.5 %, 3,000.5 m.
+        ("世嘉(SEGA)", ["sega"], 0, 2 * 1 / (5 + 1)),
+        ("10.5%", ["10.5"], 0, 2 * 1 / (2 + 1)),
+        ("3,000.5 m", ["3,000.5"], 0, 2 * 1 / (2 + 1)),
+        ("a, b", ["a"], 0, 2 * 1 / (3 + 1)),
+        ("1997——", ["1997"], 0, 2 * 1 / (3 + 1)),
+        # A point is where everything ends, and not in what is short for something; several are one.
+        ("A.B.", ["A.B"], 0, 2 * 1 / (2 + 1)),
+        ("1...2", ["1"], 0, 2 * 1 / (3 + 1)),
+        ("it's", ["it"], 0, 2 * 1 / (2 + 1)),
+        ("don't", ["do"], 0, 2 * 1 / (2 + 1)),
         # remove_punctuation leaves the spaces between words.
         ("iPhone 6", ["iPhone6"], 0, 0),
     ],

@@ -198,3 +198,18 @@ def test_the_best_path_is_the_best_of_all_legal_ones(scheme):
 
 def test_no_words_have_no_tags():
     assert entities.best_path(np.zeros((0, 5)), entities.transitions(entities.tag_set(("X", "Y"), "iob2"))) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags"),
+    [("iob1", "I-A I-A B-A I-B O"), ("iob2", "B-A I-A B-A B-B O"), ("bioes", "B-A E-A S-A S-B O")],
+)
+def test_words_of_a_text_have_tags(scheme, tags: str):
+    text, words = "Ada Lee, 北!", ["Ada", "Lee", ",", "北", "!"]
+    spans = [entities.Span(0, 7, "A"), entities.Span(7, 8, "A"), entities.Span(9, 10, "B")]
+    assert entities.tagged_words(text, spans, scheme) == list(zip(words, tags.split(), strict=True))
+
+
+def test_tags_of_entities_are_told_from_those_of_words():
+    assert all(map(entities.are_of_entities, [("O", "B-x", "I-x"), ("I-x", "O"), ("S-x", "E-x")]))
+    assert not any(map(entities.are_of_entities, [("NOUN", "VERB"), (), ("O",)]))

@@ -213,9 +213,7 @@ def test_missing_columns_and_wrong_settings_are_told():
     with pytest.raises(ExamplesError, match=r"data.train and data.dev have no entities: check task.tag-column"):
         Tagging(TaggingConfig()).labels([spanned(TEXT, [])])
     bound = bind(wordpiece())
-    with pytest.raises(
-        ExamplesError, match=r"data.test has the label 'B-ORG', and data.train and data.dev have O, B-LOC"
-    ):
+    with pytest.raises(ExamplesError, match=r"label 'B-ORG' is none of data.train and data.dev \(B-LOC"):
         bound.features([sentence_of("ACM/B-ORG")])
 
 
@@ -517,3 +515,42 @@ def test_sentences_that_share_a_row_are_tagged_as_if_alone():
         (alone,) = outputs_of(bound, params, [feature])
         np.testing.assert_allclose(found["log_probabilities"], alone["log_probabilities"], atol=1e-5)
         np.testing.assert_allclose(np.exp(found["log_probabilities"]).sum(-1), 1, atol=1e-5)
+
+
+ODD = "have an entity that is no run of whole words, or overlaps another one: it counts as right, and cannot be found"
+
+
+@pytest.mark.parametrize(
+    ("found", "odd"),
+    [
+        ([], False),
+        ([[0, 3, "PER"], [8, 13, "LOC"]], False),
+        # Within a word; with a space at its end; one in the other; the same place twice.
+        ([[0, 2, "PER"]], True),
+        ([[0, 4, "PER"]], True),
+        ([[0, 7, "PER"], [4, 7, "LOC"]], True),
+        ([[0, 3, "PER"], [0, 3, "LOC"]], True),
+    ],
+)
+def test_entities_that_no_tags_can_say_are_odd(found: list, odd: bool):
+    task = Tagging(TaggingConfig())
+    assert list(task.oddities(spanned("Ada saw Paris", found))) == [ODD] * odd
+
+
+def test_tags_of_a_file_are_never_odd():
+    for scheme, columns in (("iob1", "a/I-x b/B-x c/I-y"), ("bioes", "a/I-x b/E-x"), ("words", "a/B-x b/N")):
+        task = Tagging(TaggingConfig(scheme=scheme))
+        assert list(task.oddities(sentence_of(columns, scheme=scheme))) == []
+
+
+@pytest.mark.parametrize("scheme", ["iob1", "iob2", "bioes"])
+def test_the_model_may_tag_otherwise_than_its_files(scheme):
+    columns = {"iob1": "a/I-x b/I-x c/O", "iob2": "a/B-x b/I-x c/O", "bioes": "a/B-x b/E-x c/O"}[scheme]
+    for tags, expected in (("iob2", ("B-x", "I-x", "O")), ("bioes", ("B-x", "E-x", "O"))):
+        sentence = sentence_of(columns, scheme=scheme, tags=tags)
+        assert sentence.tags == expected
+        bound = bind(wordpiece("a", "b", "c"), labels=("x",), scheme=scheme, tags=tags)
+        assert len(bound.labels) == (5 if tags == "bioes" else 3)
+        features = bound.features([sentence])
+        (found,) = bound.decode([sentence], features, perfect(bound, [sentence], features))
+        assert (found.tags, found.entities) == (expected, ((0, 3, "x"),))
