@@ -159,6 +159,8 @@ class Peer:
         """Measures, and seconds from loading the weights to the last step."""
         started = time.time()
         torch.manual_seed(self.config.seed)
+        # As XLA does. The moments of words that do not come again become so small that CPUs are slow with them.
+        torch.set_flush_denormal(True)
         model = peer_model(self.bound, str(self.config.model))
         steps = round(self.config.train.epochs * self.batches.num_batches)
         optimizer, schedule = self._optimizer(model, steps)
