@@ -159,8 +159,6 @@ class Peer:
         """Measures, and seconds from loading the weights to the last step."""
         started = time.time()
         torch.manual_seed(self.config.seed)
-        # As XLA does. The moments of words that do not come again become so small that CPUs are slow with them.
-        torch.set_flush_denormal(True)
         model = peer_model(self.bound, str(self.config.model))
         steps = round(self.config.train.epochs * self.batches.num_batches)
         optimizer, schedule = self._optimizer(model, steps)
@@ -412,6 +410,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # As finetune.py does; it serves both sides.
     keep_freed_memory()
+    # As XLA does, in every thread that comes from here on. The moments of words that do not come again become so small that CPUs are
+    # slow with them.
+    torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
         run(chosen, Path(folder))
 

@@ -61,12 +61,13 @@ def _convert(arguments: Sequence[str], text: str) -> int:
 
 
 def _predict(arguments: Sequence[str], text: str) -> int:
-    import tyro
-
     from jaxbert.allocator import keep_freed_memory
-    from jaxbert.predict.stream import PredictOptions, predict
 
     keep_freed_memory()
+    import tyro
+
+    from jaxbert.predict.stream import PredictOptions, predict
+
     predict(tyro.cli(PredictOptions, args=list(arguments), prog="jaxbert predict", description=text))
     return 0
 

@@ -1,5 +1,6 @@
 """Memory that is freed and wanted again comes without the kernel's help. In processes of their own: it cannot be taken back."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -36,9 +37,36 @@ def page_faults(mode: str) -> int:
     return int(done.stdout)
 
 
+LARGE = """
+import ctypes, os, re, sys
+from jaxbert.allocator import keep_freed_memory
+assert keep_freed_memory() is (sys.argv[1] == "kept")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def reserved():
+    return int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 2**20
+
+before = reserved()
+libc.free(libc.malloc(3 * 2**30))
+print(reserved() - before)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
 def test_freed_memory_is_kept_where_that_is_asked_for():
     pages = 32 * 2**20 // 4096
     # All of them once more would be 40 times as many; numpy asks for large pages, which are fewer.
     assert page_faults("kept") < pages // 64
     assert page_faults("plain") > 40 * 16
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+@pytest.mark.parametrize(("mode", "gibibytes"), [("kept", 3), ("chosen", 0)])
+def test_however_large_it_is_unless_the_environment_has_chosen(mode: str, gibibytes: int):
+    """3 GiB that nobody touches, and so cost nothing."""
+    environment = os.environ | ({"MALLOC_TRIM_THRESHOLD_": "131072"} if mode == "chosen" else {})
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, mode], capture_output=True, text=True, check=True, env=environment
+    )
+    assert round(float(done.stdout)) == gibibytes

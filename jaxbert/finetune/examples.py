@@ -90,12 +90,12 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig, tables: Tables | None
     dev = list(_read(task, "dev", config, counting, tables)) if config.dev else held_out
     if not train or not dev:
         raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
+    # A test set may be given later, and must not change what is trained.
+    labels = task.labels(Streamed(lambda: itertools.chain(train, dev), len(train) + len(dev)))
     known = seen.labels.union(*map(task.labels_of, dev)) if task.labels_are_found else None
     test = list(_read(task, "test", config, counting, tables, known))
     for example in (*dev, *test):
         seen.odd.update(task.oddities(example))
-    # A test set may be given later, and must not change what is trained.
-    labels = task.labels(Streamed(lambda: itertools.chain(train, dev), len(train) + len(dev)))
     return Examples(
         train, dev, test, labels, tuple(_oddities(task, seen, dev, labels, counting)), seen.fingerprint(dev)
     )

@@ -11,8 +11,8 @@ from jaxbert.tasks.task import BoundTask, Mistake, Table
 
 # Mistakes that the report shows, and characters of each.
 _SHOWN, _LONGEST = 20, 300
-# More classes than this are no picture, and longer names leave no room for one.
-_MOST_CLASSES, _LONGEST_NAME = 80, 40
+# More classes than this are no picture, nor are longer names, of which a character takes so many inches.
+_MOST_CLASSES, _LONGEST_NAME, _INCHES = 80, 60, 0.13
 
 Split = tuple[Sequence[Any], Mapping[str, float], Sequence[Any]]
 """Examples, measures, predictions."""
@@ -216,7 +216,7 @@ def draw_confusion(picture: Path, names: Sequence[str], counts: np.ndarray) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = max(4.0, 0.28 * len(names) + 2)
+    size = max(4.0, 0.28 * len(names) + 2) + _INCHES * max(map(len, names))
     figure = Figure(figsize=(size, size), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -136,6 +136,11 @@ def _task(c: FinetuneConfig) -> Iterator[str]:
             yield 'data.dev is empty, and task.target is "dropout": name a file of pairs, which tell how good vectors are'
     if isinstance(task, TaggingConfig) and task.scheme == "words" and task.tags is not None:
         yield f'task.tags "{task.tags}" is for entities, and task.scheme is "words", whose tags are its own'
+    if isinstance(task, TaggingConfig):
+        # What a file of Python sets is checked by nobody else.
+        for name, known in (("scheme", ("iob2", "iob1", "bioes", "words")), ("tags", (None, "iob2", "bioes"))):
+            if getattr(task, name) not in known:
+                yield f"task.{name} is {getattr(task, name)!r}: choose one of {', '.join(filter(None, known))}"
     if isinstance(task, TaggingConfig) and task.word_column == task.tag_column:
         yield f"task.word_column and task.tag_column are both {task.word_column}"
     if isinstance(task, SpanConfig):

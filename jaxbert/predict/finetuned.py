@@ -105,6 +105,10 @@ class FinetunedModel:
         """The entities of each text; where words have tags of their own, every word with its tag."""
         words_alone = not entities.are_of_entities(self.labels)
         scheme = "words" if words_alone else "bioes" if any(label.startswith("E-") for label in self.labels) else "iob2"
+        if not words_alone and entities.OUTSIDE not in self.labels:
+            raise PredictError(
+                f"{self._loaded.source}: its labels are entities' ({self.labels[0]}, ...) and none is {entities.OUTSIDE}: name it in id2label"
+            )
         task = BoundTagging(TaggingConfig(scheme=scheme), self.labels, self._encoder)
         places = [words_of(text) for text in texts]
         examples = [

@@ -87,7 +87,7 @@ class Predictor:
     @property
     def labels(self) -> tuple[str, ...]:
         """What a classifier or a tagger tells apart, by ids; empty for other models."""
-        return self._finetuned.labels
+        return self._finetuned.labels if {"sequence", "token", "relation"} & {*self._heads} else ()
 
     @overload
     def fill_mask(self, texts: str, top_k: int = 5) -> list[Any]: ...

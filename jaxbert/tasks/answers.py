@@ -10,11 +10,14 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # What CMRC's script takes out beside spaces.
 _CHINESE_PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 
-# What its script's tokenizer of Latin text (nltk's) takes for a token of its own, from within what spaces part.
+# What its script's tokenizer of Latin text (nltk's word_tokenize) takes for a token of its own, from within what spaces part, but for
+# "can|not" and the like. A point is one at the very end, whatever closes after it.
 _LATIN_MARK = re.compile(
-    r"""(\.{2,}|[;@#$%&?!()\[\]{}<>"«»“‘„”’\u2012-\u2015]|,(?!\d)"""
-    # A point at the very end, whatever closes after it; the end of a quotation or an elision.
-    r"""|(?<=[^.])\.(?=[\]\)}>"'»”’\s]*$)|(?<=[^'\s])'(?:s|m|d|ll|re|ve)?(?=\s|$)|n't(?=\s|$))"""
+    r"""(\.{2,}|[;@#$%&?!()\[\]{}<>"«»“‘„”’\u2012-\u2015]|''|,(?!\d)|(?<=[^.])\.(?=[\]\)}>"'»”’\s]*$))"""
+)
+# Then, where a word ends: elisions and closing quotes; where one begins: opening ones.
+_LATIN_ELISION = re.compile(
+    r"""(?<=[^'\s])('(?:s|m|d|ll|re|ve)?|n't)(?=\s|$)|(?<!\w)(')(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)"""
 )
 
 
@@ -54,7 +57,11 @@ def _cmrc_plain(text: str) -> str:
 
 def _cmrc_segments(text: str) -> list[str]:
     parts = re.findall(r"[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+", _cmrc_plain(text))
-    return [segment for part in parts for segment in _LATIN_MARK.sub(r" \1 ", part).split()]
+    return [segment for part in parts for segment in _latin_segments(part)]
+
+
+def _latin_segments(text: str) -> list[str]:
+    return _LATIN_ELISION.sub(r" \1\2 ", _LATIN_MARK.sub(r" \1 ", text)).split()
 
 
 def _run_f1(found: Sequence[str], right: Sequence[str]) -> float:

@@ -91,14 +91,17 @@ def tag_set(types: Sequence[str], scheme: Scheme) -> tuple[str, ...]:
 
 
 def transitions(names: Sequence[str]) -> tuple[Bool[np.ndarray, "C C"], Bool[np.ndarray, " C"], Bool[np.ndarray, " C"]]:
-    """(which tag may follow which, which may be first, which may be last) of a `tag_set`; everything of other tags."""
+    """(which tag may follow which, which may be first, which may be last) of a `tag_set`; everything of other tags.
+
+    An entity of a type without B- (of some models in IOB1) may begin with I-.
+    """
     closing = any(name.startswith("E-") for name in names)
 
     def may_follow(before: str, after: str) -> bool:
         prefix, _, kind = after.partition("-")
         before_prefix, _, before_kind = before.partition("-")
         inside = closing and before_prefix in ("B", "I") and bool(before_kind)
-        if kind and prefix in ("I", "E"):
+        if kind and prefix in ("I", "E") and f"B-{kind}" in names:
             return before_prefix in ("B", "I") and before_kind == kind
         return not inside
 

@@ -36,7 +36,7 @@ class Question:
     """(text, start in characters; None where it does not stand in the context, which some do not to the letter). Empty: the context
     has no answer."""
     moved: bool = dataclasses.field(default=False, repr=False)
-    """An answer stands elsewhere than its file says."""
+    """No answer stands where its file says, and one of them elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SpanAnswering(Task[Question, Answered]):
         """A question of SQuAD's JSON, or a row with "question", "context" and "answers" ([[text, start], ...])."""
         question = text_in(record, "question", "the columns").strip()
         context = text_in(record, "context", "the columns")
-        found, moved = [], False
+        found, places = [], []
         if not record.values.get("impossible", False):
             listed = column(record, "answers", "the columns")
             if not isinstance(listed, list | tuple):
@@ -85,9 +85,10 @@ class SpanAnswering(Task[Question, Answered]):
                     raise BadRecordError(f"{answer!r} is no answer: (text, start) is one") from None
                 if not isinstance(text, str) or not text.strip() or type(start) is not int:
                     raise BadRecordError(f"{answer!r} is no answer: (text, start) is one")
-                place = _place(context, text, start)
-                moved |= place not in (None, start)
-                found.append((text, place))
+                found.append((text, _place(context, text, start)))
+                places.append(start)
+        moved = all(place != start for (_, place), start in zip(found, places, strict=True))
+        moved &= any(place is not None for _, place in found)
         identity = str(record.values.get("id", record.place))
         return Question(identity, question, context, tuple(dict.fromkeys(found)), moved)
 
@@ -102,9 +103,9 @@ class SpanAnswering(Task[Question, Answered]):
     def oddities(self, example: Question) -> Iterable[str]:
         """Answers that are not where they are said to be."""
         if example.moved:
-            yield "have an answer that does not begin where their file says: it is learnt where it stands"
+            yield "have no answer that begins where their file says: it is taken where it stands"
         if example.answers and not _is_found(example):
-            yield "have no answer that stands in their context: they are scored, and not learnt"
+            yield "have no answer that stands in their context, or stands there once: they are scored, and not learnt"
 
     def labels(self, train: Collection[Question]) -> tuple[str, ...]:
         """transformers' names of the two logits."""
@@ -113,11 +114,13 @@ class SpanAnswering(Task[Question, Answered]):
     def bind(self, labels: tuple[str, ...], train: Collection[Question], encoder: Encoder) -> "BoundSpanAnswering":
         """With a head for spans. No answer is possible where a training question has none."""
         bound = BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
-        if bound.stride != self.settings.stride:
-            say(
-                f"warning: task.stride is {self.settings.stride}, which leaves no room in sequences of {encoder.max_length} tokens: "
-                f"windows repeat {bound.stride}"
-            )
+        shorter = {"stride": bound.stride, "max_question_length": bound.question_length}
+        for name, value in shorter.items():
+            if value != (asked := getattr(self.settings, name)):
+                say(
+                    f"warning: task.{name} is {asked}, which leaves no room in sequences of {encoder.max_length} tokens: "
+                    f"it is {value}"
+                )
         return bound
 
 
@@ -135,8 +138,8 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         self._may_be_empty = may_be_empty
         self.metric: str = settings.metric
         # A model that reads little has short windows.
-        self._question_length = min(settings.max_question_length, encoder.max_length // 2)
-        room = encoder.max_length - self._question_length - encoder.tokenizer.num_special_tokens_to_add(True)
+        self.question_length: int = min(settings.max_question_length, encoder.max_length // 2)
+        room = encoder.max_length - self.question_length - encoder.tokenizer.num_special_tokens_to_add(True)
         self.stride: int = settings.stride if settings.stride < room else max(room // 2, 0)
         self.model: nn.Module = BertForQuestionAnswering(encoder.config)
 
@@ -173,7 +176,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         ]
 
     def _cut(self, questions: Sequence[str]) -> list[str]:
-        most = self._question_length
+        most = self.question_length
         encodings = self.encoder.tokenizer.encode_batch(list(questions), add_special_tokens=False)
         return [
             question if len(encoding) <= most else question[: encoding.offsets[most - 1][1]]

@@ -281,12 +281,17 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
             tags = entities.tags(over, len(example.words), tag_scheme(self.settings))
         for n in range(len(example.words)):
             scores[n] = scores[n if n in rows else within.get(n, n)]
-        path = [self._ids[tag] for tag in tags]
+        path = [self._id_of(tag) for tag in tags]
         chances = np.exp(scores[np.arange(len(path)), path]) if path else np.zeros(0)
         gold = [self._ids.get(tag, 0) for tag in example.tags]
         loss = -float(scores[np.arange(len(gold)), gold].mean()) if gold else 0.0
         means = tuple(float(chances[start:end].mean()) for start, end, _ in over)
         return Tagged(tuple(tags), in_characters(over, example.words), means, loss, tuple(chances.tolist()))
+
+    def _id_of(self, tag: str) -> int:
+        """Of a tag, or of the one that says the same in a model that has not all tags of a scheme."""
+        kind = tag.partition("-")[2]
+        return next(self._ids[n] for n in (tag, *(f"{prefix}-{kind}" for prefix in "IBSE")) if n in self._ids)
 
     def score(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> dict[str, float]:
         """precision, recall and f1 of whole entities (micro, as conlleval), strict_f1, macro_f1 over types, accuracy of words."""

@@ -284,8 +284,11 @@ def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str =
 
 
 def unknown_label(label: str, labels: Collection[str]) -> str:
-    """What is wrong with an example whose label the task has not: its labels are those of train and dev, or those listed."""
-    return f"label {label!r} is none of data.train and data.dev ({_some(sorted(labels))}): list all in task.labels"
+    """What is wrong with an example whose label the task has not."""
+    known = _some(sorted_labels([labels]))
+    return (
+        f"label {label!r} is none of the task's ({known}), which are those of data.train and data.dev, or task.labels"
+    )
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -76,6 +76,9 @@ WRONG = [
     ("lora", LoraConfig(targets=("key",)), "lora.targets are key and there are no adapters: set lora.rank"),
     ("task", TaggingConfig(word_column=1, tag_column=1), "task.word_column and task.tag_column are both 1"),
     ("task", SpanConfig(n_best=0), "task.n_best is 0"),
+    ("task", TaggingConfig(tags="iob1"), "task.tags is 'iob1': choose one of iob2, bioes"),  # pyright: ignore
+    ("task", TaggingConfig(scheme="xx"), "task.scheme is 'xx': choose one of iob2, iob1, bioes, words"),  # pyright: ignore
+    ("task", TaggingConfig(scheme="words", tags="bioes"), 'task.tags "bioes" is for entities'),
     ("task", SpanConfig(stride=100), "leave no room in data.max_length"),
     ("mesh", MeshConfig(fsdp=3), r"does not make the number of devices \(8\)"),
 ]

@@ -19,7 +19,8 @@ def test_a_confusion_matrix_of_any_labels(tmp_path: pathlib.Path, names: list[st
 
 
 @pytest.mark.parametrize(
-    ("labels", "numbered"), [(["good", "naïve"], False), (["正面", "bad"], True), (["bad", "x" * 75], True)]
+    ("labels", "numbered"),
+    [(["good", "naïve"], False), (["正面", "bad"], True), (["bad", "W" * 60], False), (["x" * 61, "bad"], True)],
 )
 def test_classes_that_cannot_be_drawn_are_numbered(tmp_path: pathlib.Path, labels: list[str], numbered: bool):
     """matplotlib's font has no Chinese, and warns of boxes in their place; a long name leaves no room for the matrix."""
@@ -41,6 +42,9 @@ def test_classes_that_cannot_be_drawn_are_numbered(tmp_path: pathlib.Path, label
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf8"))["confusion"]["labels"] == labels
     height, width, _ = np.asarray(PIL.Image.open(tmp_path / "confusion.png")).shape
     assert 0.9 < height / width < 1.1
+    # The two dark fields of the matrix, however much room its names take.
+    image = np.asarray(PIL.Image.open(tmp_path / "confusion.png").convert("RGB")).astype(int)
+    assert (image[..., 2] - image[..., 0] > 80).sum() > 0.01 * height * width
 
 
 @pytest.mark.parametrize("held_out", [{"loss": 1.0, "f1": 0.5}, {"loss": 1.0, "f1": None}, {"loss": 1.0}])

@@ -110,6 +110,24 @@ def test_entities_are_the_best_legal_tags(tmp_path: pathlib.Path):
     assert [one["entity_group"] for one in found] == [tag[2:] for tag in best if tag.startswith("B-")]
 
 
+def test_a_tagger_in_iob1(tmp_path: pathlib.Path):
+    """Its entities begin with I-; without O there is nothing that the other words could be."""
+    write_model(tmp_path / "a", "bert", "BertForTokenClassification", id2label=dict(enumerate(["O", "I-PER"])))
+    tagger = predictor(tmp_path / "a", task="tag")
+    assert tagger.labels == ("O", "I-PER")
+    found = [one for text in SENTENCES[:20] for one in tagger.tag(text)]
+    assert found
+    assert {one["entity_group"] for one in found} == {"PER"}
+    assert all(0.5 < one["score"] <= 1 for one in found)
+    write_model(tmp_path / "b", "bert", "BertForTokenClassification", id2label=dict(enumerate(["I-LOC", "I-PER"])))
+    with pytest.raises(PredictError, match=r"its labels are entities' \(I-LOC, ...\) and none is O"):
+        predictor(tmp_path / "b", task="tag").tag("a cat")
+
+
+def test_labels_are_those_of_classifiers(tmp_path: pathlib.Path):
+    assert predictor(write_model(tmp_path, "bert", "BertForMaskedLM")).labels == ()
+
+
 def test_answers_are_the_best_spans_over_all_windows(tmp_path: pathlib.Path):
     folder = write_model(tmp_path, "bert", "BertForQuestionAnswering")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

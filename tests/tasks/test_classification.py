@@ -165,7 +165,7 @@ def test_labels_are_those_that_are_listed_or_found():
 def test_an_unknown_label_is_named(encoder: Encoder):
     for target in ("class", "multi-label"):
         task = bound(encoder, texts("a", "b"), target=target, labels=("a", "b"))
-        with pytest.raises(ExamplesError, match=r"label 'c' is none of data.train and data.dev \(a, b\)"):
+        with pytest.raises(ExamplesError, match=r"label 'c' is none of the task's \(a, b\)"):
             task.features(texts("a", "c"))
     with pytest.raises(ExamplesError, match=r"task\.positive is 'c': it is none of the classes a, b"):
         bound(encoder, texts("a", "b"), positive="c")

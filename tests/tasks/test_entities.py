@@ -213,3 +213,10 @@ def test_words_of_a_text_have_tags(scheme, tags: str):
 def test_tags_of_entities_are_told_from_those_of_words():
     assert all(map(entities.are_of_entities, [("O", "B-x", "I-x"), ("I-x", "O"), ("S-x", "E-x")]))
     assert not any(map(entities.are_of_entities, [("NOUN", "VERB"), (), ("O",)]))
+
+
+def test_an_entity_of_a_type_without_b_may_begin_with_i():
+    """Of some models that were trained on IOB1."""
+    names = ("O", "I-X", "B-Y", "I-Y")
+    sure = np.log(np.array([[0.1, 0.8, 0.05, 0.05], [0.1, 0.05, 0.05, 0.8]]))
+    assert [names[i] for i in entities.best_path(sure, entities.transitions(names))] == ["I-X", "O"]

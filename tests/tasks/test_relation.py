@@ -139,7 +139,7 @@ def test_missing_columns_and_labels_are_told():
         ExamplesError, match=r"data.train and data.dev have 1 relations \(Other\): there must be at least two"
     ):
         task.labels([tagged("<e1> a </e1> <e2> b </e2>")])
-    with pytest.raises(ExamplesError, match=r"label 'Cause' is none of data.train and data.dev \("):
+    with pytest.raises(ExamplesError, match=r"label 'Cause' is none of the task's \("):
         bind(wordpiece()).features([tagged("<e1> a </e1> <e2> b </e2>", "Cause")])
     with pytest.raises(BadRecordError, match=r"label 'Cause' is not one of task.labels \(Other, Effect\)"):
         Relation(RelationConfig(labels=("Other", "Effect"))).parse(

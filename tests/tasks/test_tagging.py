@@ -213,7 +213,7 @@ def test_missing_columns_and_wrong_settings_are_told():
     with pytest.raises(ExamplesError, match=r"data.train and data.dev have no entities: check task.tag-column"):
         Tagging(TaggingConfig()).labels([spanned(TEXT, [])])
     bound = bind(wordpiece())
-    with pytest.raises(ExamplesError, match=r"label 'B-ORG' is none of data.train and data.dev \(B-LOC"):
+    with pytest.raises(ExamplesError, match=r"label 'B-ORG' is none of the task's \(B-LOC"):
         bound.features([sentence_of("ACM/B-ORG")])
 
 
