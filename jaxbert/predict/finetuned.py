@@ -18,8 +18,9 @@ from jaxbert.tasks import entities
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
 from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
+from jaxbert.tasks.sentences import Sentence
 from jaxbert.tasks.span import BoundSpanAnswering, Question
-from jaxbert.tasks.tagging import BoundTagging, Sentence
+from jaxbert.tasks.tagging import BoundTagging
 from jaxbert.tasks.task import NO_ANSWER, TASK, BoundTask, Encoder
 from jaxbert.tasks.words import words_of
 from jaxbert.weights.load import Loaded

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,11 +12,12 @@ from jaxtyping import Array, Float
 from tokenizers import Encoding
 
 from jaxbert.data.features import Feature
-from jaxbert.data.records import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import ExamplesError, Record
 from jaxbert.finetune.config import TaggingConfig
 from jaxbert.model.classifiers import BertForTokenClassification
 from jaxbert.tasks import entities, metrics
 from jaxbert.tasks.entities import Span
+from jaxbert.tasks.sentences import Sentence, in_characters, sentence_in, tag_scheme
 from jaxbert.tasks.task import (
     BoundTask,
     Encoder,
@@ -26,34 +26,17 @@ from jaxbert.tasks.task import (
     Table,
     Task,
     check_listed,
-    column,
     encode,
     sorted_labels,
-    text_in,
     type_ids,
     unknown_label,
 )
-from jaxbert.tasks.words import first_pieces, words_of
+from jaxbert.tasks.words import first_pieces
 from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
 from jaxbert.train.state import Batch
 
 # Share of a window that the next one repeats.
 _OVERLAP = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Sentence:
-    """A text with its words, and the entities in it."""
-
-    text: str
-    words: tuple[tuple[int, int], ...]
-    """(start, end) in characters."""
-    tags: tuple[str, ...]
-    """One for each word, in the scheme of the model."""
-    entities: tuple[Span, ...]
-    """In characters, as conlleval reads the tags."""
-    strict: tuple[Span, ...]
-    """In characters, as strict IOB2 or BIOES reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,83 +62,9 @@ class Tagging(Task[Sentence, Tagged]):
 
     def parse(self, record: Record) -> Sentence:
         """A sentence of CoNLL's columns, or a text with its spans."""
-        sentence = self._parse(record)
+        sentence = sentence_in(record, self.settings)
         check_listed(self.labels_of(sentence), self.settings.labels)
         return sentence
-
-    def _parse(self, record: Record) -> Sentence:
-        if "columns" in record.values:
-            return self._from_columns(record.values["columns"])
-        settings = self.settings
-        text = text_in(record, settings.text, "task.text")
-        if settings.scheme == "words":
-            raise ExamplesError(
-                f'{record.place}: task.scheme "words" needs a file with a word and its tag on each line'
-            )
-        found = {self._span(text, span) for span in _listed(column(record, settings.spans, "task.spans"))}
-        return self._sentence(text, words_of(text), found)
-
-    def _from_columns(self, columns: Sequence[Sequence[str]]) -> Sentence:
-        settings, width = self.settings, len(columns[0])
-        if not (-width <= settings.tag_column < width and -width <= settings.word_column < width) or width < 2:
-            raise BadRecordError(
-                f"has {width} columns: task.word-column {settings.word_column} or task.tag-column {settings.tag_column} is none"
-            )
-        if settings.word_column % width == settings.tag_column % width:
-            raise BadRecordError(
-                f"has {width} columns: task.word-column {settings.word_column} and task.tag-column {settings.tag_column} are one"
-            )
-        words = [line[settings.word_column] for line in columns]
-        found = [line[settings.tag_column] for line in columns]
-        text, places = " ".join(words), []
-        for word in words:
-            start = places[-1][1] + 1 if places else 0
-            places.append((start, start + len(word)))
-        if settings.scheme == "words":
-            return Sentence(text, tuple(places), tuple(found), (), ())
-        faults = [fault for tag in found if (fault := entities.fault(tag, settings.scheme))]
-        if faults:
-            raise BadRecordError(faults[0])
-        # IOB1 begins an entity with I-.
-        strict = entities.spans(found, strict=settings.scheme != "iob1", closed=settings.scheme == "bioes")
-        return self._tagged(text, tuple(places), entities.spans(found), strict)
-
-    def _span(self, text: str, span: Any) -> Span:
-        if isinstance(span, Mapping):
-            values = [span.get("start"), span.get("end"), span.get("label", span.get("type"))]
-        else:
-            values = list(span) if isinstance(span, list | tuple) else [span]
-        if len(values) != 3 or not all(type(v) is int for v in values[:2]) or not isinstance(values[2], str):
-            raise BadRecordError(f"{span!r} is no span: [start, end, type] is one")
-        start, end, kind = values
-        if not kind.strip():
-            raise BadRecordError(f"{span!r} has an empty type")
-        end += self.settings.inclusive_ends
-        if not 0 <= start < end <= len(text):
-            raise BadRecordError(f"the span {start} to {end} is not in its text of {len(text)} characters")
-        return Span(start, end, kind)
-
-    def _sentence(self, text: str, words: tuple[tuple[int, int], ...], found: Iterable[Span]) -> Sentence:
-        """With entities in characters: each has the words that it touches. Of those that overlap, the outer one, or the first, is learnt."""
-        over: list[Span] = []
-        for start, end, kind in sorted(found, key=lambda span: (span.start, -span.end, span.type)):
-            inside = [n for n, (first, last) in enumerate(words) if first < end and start < last]
-            if inside and not (over and over[-1].end > inside[0]):
-                over.append(Span(inside[0], inside[-1] + 1, kind))
-        tags = tuple(entities.tags(over, len(words), tag_scheme(self.settings)))
-        return Sentence(text, words, tags, tuple(sorted(found)), tuple(sorted(found)))
-
-    def _tagged(
-        self, text: str, words: tuple[tuple[int, int], ...], found: Sequence[Span], strict: Sequence[Span]
-    ) -> Sentence:
-        """With entities in words."""
-        return Sentence(
-            text,
-            words,
-            tuple(entities.tags(found, len(words), tag_scheme(self.settings))),
-            in_characters(found, words),
-            in_characters(strict, words),
-        )
 
     def text(self, example: Sentence) -> str:
         """The sentence."""
@@ -359,25 +268,3 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
                 )
                 found.append(Mistake(example.text, right, wrong, prediction.loss))
         return found
-
-
-def tag_scheme(settings: TaggingConfig) -> entities.Scheme:
-    """The scheme of the model's tags."""
-    return settings.tags or ("bioes" if settings.scheme == "bioes" else "iob2")
-
-
-def in_characters(found: Sequence[Span], words: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
-    """Entities in words -> in characters."""
-    return tuple(Span(words[start][0], words[end - 1][1], kind) for start, end, kind in found)
-
-
-def _listed(value: Any) -> list[Any]:
-    """Spans as a list; CLUENER has type -> name -> [[start, end]]."""
-    if isinstance(value, Mapping):
-        try:
-            return [[*place, kind] for kind, names in value.items() for places in names.values() for place in places]
-        except (AttributeError, TypeError):
-            raise BadRecordError(f"{value!r} is no span: type -> name -> [[start, end]] has them") from None
-    if not isinstance(value, list | tuple):
-        raise BadRecordError(f"{value!r} is no list of spans")
-    return list(value)

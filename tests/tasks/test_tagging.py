@@ -13,7 +13,8 @@ from jaxbert.data.labelled import read_records
 from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import ExamplesConfig, TaggingConfig
 from jaxbert.tasks.entities import Span
-from jaxbert.tasks.tagging import BoundTagging, Sentence, Tagged, Tagging
+from jaxbert.tasks.sentences import Sentence
+from jaxbert.tasks.tagging import BoundTagging, Tagged, Tagging
 
 TYPES = ("LOC", "PER")
 
