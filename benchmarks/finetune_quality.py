@@ -2,8 +2,8 @@
 
     python benchmarks/finetune_quality.py --data FOLDER [--model FOLDER] [--only sst2 wnut17 semeval squad banking77 cluener] [--seeds N]
 
-Both sides read the same tokens and are scored by the same code; the peer is transformers' class for the task (for relations, its encoder
-with the same head), SDPA attention, AdamW with linear warm-up and decay, batches padded to their longest sequence. Seconds count from
+Both sides start from the same parameters, the new head as transformers draws it (for relations, which transformers has no class for, each
+side draws its own), read the same tokens and are scored by the same code; the peer is transformers' class for the task, SDPA attention, AdamW with linear warm-up and decay, batches padded to their longest sequence. Seconds count from
 the call to the last training step: reading, compiling and all; the peer is handed its tokens. Seeds of both sides are trained in turn.
 cluener has no peer: it is tagged from a short pretraining on Chinese text, and without.
 """
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -28,7 +29,7 @@ from measure import Measurement, parser, show, versions
 
 from jaxbert.allocator import keep_freed_memory
 from jaxbert.command_line import load as load_config
-from jaxbert.config import Config, MeshConfig, OptimizerConfig
+from jaxbert.config import Config, MeshConfig, OptimizerConfig, VocabularyConfig
 from jaxbert.data.examples import TrainingBatches, layout_of
 from jaxbert.data.features import Feature
 from jaxbert.finetune.config import (
@@ -143,9 +144,9 @@ def ours(config: FinetuneConfig) -> tuple[dict[str, float], float]:
 
 
 class Peer:
-    """The same run on torch."""
+    """The same run on torch. `folder`: where what it starts from is written to, for ours to start from too."""
 
-    def __init__(self, config: FinetuneConfig):
+    def __init__(self, config: FinetuneConfig, folder: Path):
         self.config = config
         task = make_task(config.task)
         self.examples = read_all(task, config.data)
@@ -154,12 +155,20 @@ class Peer:
         self.bound: BoundTask[Any, Any] = task.bind(self.examples.labels, self.examples.train, encoder)
         self.features = training_features(self.bound, self.examples.train)
         self.batches = TrainingBatches(self.features, config.train.batch_size, layout_of(self.features, 1), config.seed)
+        self.start: str = str(config.model)
+        if self.bound.architecture in _AUTO:
+            torch.manual_seed(config.seed)
+            peer_model(self.bound, self.start).save_pretrained(folder)
+            for file in source.tokenizer_folder.iterdir():
+                if file.name in _OF_TOKENIZERS:
+                    shutil.copy(file, folder)
+            self.start = str(folder)
 
     def run(self) -> tuple[dict[str, float], float]:
         """Measures, and seconds from loading the weights to the last step."""
         started = time.time()
         torch.manual_seed(self.config.seed)
-        model = peer_model(self.bound, str(self.config.model))
+        model = peer_model(self.bound, self.start)
         steps = round(self.config.train.epochs * self.batches.num_batches)
         optimizer, schedule = self._optimizer(model, steps)
         model.train()
@@ -227,7 +236,8 @@ def peer_model(bound: BoundTask[Any, Any], path: str) -> Any:
     """transformers' class for a task, with a new head."""
     if bound.architecture == "ForRelationClassification":
         return RelationModel(path, len(bound.labels))
-    options = {} if bound.architecture == "ForQuestionAnswering" else {"num_labels": len(bound.labels)}
+    names = dict(enumerate(bound.labels))
+    options = {"id2label": names, "label2id": {label: n for n, label in names.items()}}
     return getattr(transformers, f"Auto{_AUTO[bound.architecture]}").from_pretrained(path, **options)
 
 
@@ -236,6 +246,8 @@ _AUTO = {
     "ForTokenClassification": "ModelForTokenClassification",
     "ForQuestionAnswering": "ModelForQuestionAnswering",
 }
+
+_OF_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"}
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
@@ -294,7 +306,8 @@ def compare(recipe: Recipe, model: Path, folder: Path) -> tuple[list[Measurement
     examples = 0
     for seed in range(recipe.seeds):
         config = configuration(recipe, model, folder / f"seed-{seed}", seed)
-        peer = Peer(config)
+        peer = Peer(config, folder / f"start-{seed}")
+        config = dataclasses.replace(config, model=peer.start)
         sides: dict[str, Callable[[], tuple[dict[str, float], float]]] = {
             "ours": lambda c=config: ours(c),
             "peer": peer.run,
@@ -337,18 +350,22 @@ def split_squad(source: Path, folder: Path) -> None:
 
 
 def chinese(data: Path, folder: Path, quick: bool) -> tuple[list[Measurement], dict[str, Any]]:
-    """CLUENER from a short pretraining on reviews and the training text, and from new parameters."""
+    """CLUENER from a short pretraining on reviews and the training text with BERT's Chinese vocabulary, and from new parameters."""
     labelled = data / "labelled" / "cluener2020"
     texts = folder / "train.txt"
     rows = [json.loads(line)["text"] for line in (labelled / "train.jsonl").read_text(encoding="utf8").splitlines()]
-    texts.write_text("\n\n".join(rows) + "\n", encoding="utf8")
+    texts.write_text("\n".join(rows) + "\n", encoding="utf8")
     small = load_config(CONFIGS / "tiny.py", Config)
     config = dataclasses.replace(
         small,
         name="chinese",
         workdir=str(folder / "pretrained"),
         data=dataclasses.replace(
-            small.data, text=(*map(str, sorted((data / "text" / "zh-reviews").glob("*"))), str(texts))
+            small.data,
+            text=(*map(str, sorted((data / "text" / "zh-reviews").glob("*"))), str(texts)),
+            # A review a line, as the examples are.
+            document_split="line",
+            vocabulary=VocabularyConfig(path=str(data / "vocab" / "bert-base-chinese-vocab.txt")),
         ),
         train=dataclasses.replace(small.train, num_steps=50) if quick else small.train,
     )

@@ -85,6 +85,7 @@ class Training:
         )
         steps = _steps(config, self.batches.num_batches)
         self._num_steps = steps.num_steps
+        self._head: Mapping[str, Any] = _head_of(config, source, self.bound)
         self.config: FinetuneConfig = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
@@ -99,7 +100,7 @@ class Training:
         """Restore or create the state, and train it to the end, to a signal, or until it is hopeless."""
         given_up = False
         with Checkpoints(self.config.workdir, self.config.checkpoint, highest=self.bound.metric) as checkpoints:
-            state = self.session.start(checkpoints, self._start())
+            state = self.session.start(checkpoints, self.start())
             self._check_measure(state)
 
             def evaluate(state: TrainState, should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -159,8 +160,8 @@ class Training:
             what = "is the better the lower it is" if self.bound.metric in lowest else "is no measure of this task"
             raise ConfigError(f"task.metric {self.bound.metric!r} {what}: choose one of {', '.join(names)}")
 
-    def _start(self) -> Mapping[str, Any] | None:
-        """The parameters to start with: those of the source that the task has, without the blocks that start anew."""
+    def start(self) -> Mapping[str, Any] | None:
+        """The parameters to start with, None for new ones: those of the source that the task has, without blocks that start anew."""
         if self.source.params is None:
             return None
         shapes = jax.eval_shape(self.bound.init, jax.random.key(0))
@@ -170,7 +171,7 @@ class Training:
             block = re.fullmatch(r"layers_(\d+)", name)
             if block and int(block[1]) >= first:
                 del params["encoder"][name]
-        return params
+        return {**params, **self._head}
 
     def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
         return self.batches.batches(first_step, last_step, *process_slice(self.session.mesh))
@@ -223,6 +224,18 @@ def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
             f"optimizer.freeze_layers ({frozen}) and train.reinit_layers ({anew}) meet in a model of {num_layers} blocks: what "
             "starts anew must be trained; lower one of them"
         )
+
+
+def _head_of(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> Mapping[str, Any]:
+    """The head that a model was fine-tuned with before, where it serves; what becomes of it is said."""
+    head, why = source.head_for(bound)
+    if head and config.train.reinit_layers:
+        head, why = {}, "train.reinit_layers has blocks under it start anew"
+    if head:
+        say(f"the head of {source.name} is kept: it was trained for this task, with the same labels")
+    elif why:
+        say(f"warning: the head of {source.name} starts anew: {why}")
+    return head
 
 
 def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:

@@ -141,7 +141,15 @@ class SpanHead(nn.Module):
         return _classifier(self.config, 2)(hidden_BxLxD)
 
 
+CLASSIFIER = "dense"
+"""The name of the last layer of every classifier, with an output for each label."""
+
+
 def _classifier(config: ModelConfig, num_labels: int) -> nn.Dense:
     return nn.Dense(
-        num_labels, dtype=jnp.float32, kernel_init=initial(config, "embed", None), bias_init=zeros(None), name="dense"
+        num_labels,
+        dtype=jnp.float32,
+        kernel_init=initial(config, "embed", None),
+        bias_init=zeros(None),
+        name=CLASSIFIER,
     )

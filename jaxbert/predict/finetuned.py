@@ -56,11 +56,7 @@ class FinetunedModel:
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         self._rows, self._devices = NamedSharding(mesh, PartitionSpec("data")), mesh.size
         self._params = jax.device_put(loaded.params, NamedSharding(mesh, PartitionSpec()))
-        named = loaded.extra.get("id2label") or {}
-        self.labels: tuple[str, ...] = tuple(
-            str(named.get(str(i), f"LABEL_{i}")) if isinstance(named, Mapping) else str(named[i])
-            for i in range(loaded.labels)
-        )
+        self.labels: tuple[str, ...] = loaded.label_names
         """Names of the classes, by their ids."""
         if twice := [label for label, count in collections.Counter(self.labels).items() if count > 1]:
             raise PredictError(

@@ -116,6 +116,7 @@ class BoundMultipleChoice(BoundTask[Choices, Chosen]):
     """A number for each choice, compared over the choices of an example, however many those are."""
 
     architecture: str = "ForMultipleChoice"
+    labels_are_outputs: bool = False
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
     inputs: tuple[str, ...] = (*BoundTask.inputs, "cls_positions")
     together: bool = True

@@ -121,6 +121,8 @@ class BoundTask(abc.ABC, Generic[E, P]):
     inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "sequence_ids", "position_ids")
     """Names of what the model is called with, in order."""
     labels: Sequence[str]
+    labels_are_outputs: bool = True
+    """Whether the head has an output for each of the labels."""
     together: bool = False
     """Whether the loss compares the features of an example, which must then be in one batch ("groups" says which belong together)."""
     ranked_by: str = "loss"
@@ -270,7 +272,7 @@ def check_listed(found: Iterable[str], listed: Sequence[str]) -> None:
     """Raise BadRecordError for a label that is none of `listed`, which is task.labels; where that is empty, all are taken."""
     unknown = [label for label in found if label not in listed] if listed else []
     if unknown:
-        raise BadRecordError(f"label {unknown[0]!r} is not one of task.labels ({_some(listed)})")
+        raise BadRecordError(f"label {unknown[0]!r} is not one of task.labels ({some(listed)})")
 
 
 def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str = "two") -> ExamplesError:
@@ -285,11 +287,12 @@ def too_few(kind: str, found: Sequence[str], listed: Sequence[str], least: str =
 
 def unknown_label(label: str, labels: Collection[str]) -> str:
     """What is wrong with an example whose label the task has not."""
-    known = _some(sorted_labels([labels]))
+    known = some(sorted_labels([labels]))
     return (
         f"label {label!r} is none of the task's ({known}), which are those of data.train and data.dev, or task.labels"
     )
 
 
-def _some(labels: Sequence[str]) -> str:
+def some(labels: Sequence[str]) -> str:
+    """The first of them, for messages."""
     return ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")

@@ -71,6 +71,15 @@ class Loaded:
         return tuple(name for name in self.params if name != "encoder")
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes of its classifier, by their ids, as config.json has them in id2label; LABEL_0, ... where it names none."""
+        named = self.extra.get("id2label") or {}
+        return tuple(
+            str(named.get(str(i), f"LABEL_{i}")) if isinstance(named, Mapping) else str(named[i])
+            for i in range(self.labels)
+        )
+
+    @property
     def layout(self) -> Layout:
         """Its sizes, for what writes parameters."""
         return Layout(self.config, self.family, self.labels, self.unused_positions)

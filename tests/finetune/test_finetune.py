@@ -276,6 +276,42 @@ def training(config: FinetuneConfig) -> Training:
     return Training(config, task, examples, found)
 
 
+def test_a_model_of_the_task_goes_on_with_its_head(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    """A rate that moves nothing: what is measured is the head that came."""
+    _, result = finished
+    still = OptimizerConfig(peak_learning_rate=1e-12)
+    train = FinetuneTrainConfig(epochs=0.2)
+    again = finetune(small(tables, tmp_path / "run", model=str(result.model), optimizer=still, train=train))
+    assert again.dev == pytest.approx(result.dev, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "anew", "why"),
+    [
+        (("so so", "mixed"), 0, "its labels are bad, fine, good, and the task's bad, fine, good, mixed"),
+        (("so so", "fine"), 1, "train.reinit_layers has blocks under it start anew"),
+    ],
+)
+def test_a_head_that_cannot_serve_starts_anew_and_it_is_said(
+    finished: tuple[FinetuneConfig, FinetuneResult],
+    tables: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    row: tuple[str, str],
+    anew: int,
+    why: str,
+):
+    _, result = finished
+    table = write_table(tmp_path / "train.tsv", [*reviews(TRAIN, 0), row])
+    data = ExamplesConfig(train=(table,), dev=(str(tables / "dev.tsv"),), max_length=128)
+    train = FinetuneTrainConfig(reinit_layers=anew)
+    started = training(small(tables, tmp_path / "run", model=str(result.model), data=data, train=train)).start()
+    assert f"warning: the head of {result.model} starts anew: {why}\n" in capsys.readouterr().out
+    assert set(started or {}) == {"encoder", "pooler"}
+
+
 @pytest.mark.parametrize(
     ("frozen", "anew", "message"),
     [
