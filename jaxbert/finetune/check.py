@@ -15,9 +15,11 @@ _PERCENTILES = (50, 90, 99, 100)
 _FIRST, _LONGEST = 3, 60
 
 
-def describe(task: Task[Any, Any], bound: BoundTask[Any, Any], examples: Examples, encoder: Encoder) -> list[str]:
-    """Lines of text: for each split its size, labels, and lengths in tokens with the share that is cut or read in windows."""
-    lines = [f"warning: {warning}" for warning in examples.warnings]
+def describe(
+    task: Task[Any, Any], bound: BoundTask[Any, Any], examples: Examples, encoder: Encoder, warnings: Sequence[str] = ()
+) -> list[str]:
+    """Lines of text: warnings; for each split its size, labels, and lengths in tokens with the share that is cut or read in windows."""
+    lines = [f"warning: {warning}" for warning in (*examples.warnings, *warnings)]
     for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
         if split:
             lines += _split(name, task, split, training_features(bound, split), encoder, not bound.together)

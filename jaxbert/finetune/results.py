@@ -34,7 +34,7 @@ def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], star
             splits,
             untrained=untrained,
             facts=_facts(run, outcome, time.monotonic() - started),
-            warnings=run.examples.warnings,
+            warnings=(*run.examples.warnings, *run.warnings),
         )
     kind = "adapters for peft" if run.config.lora.export == "separate" else "model for transformers"
     say(f"{kind}: {model}")

@@ -20,7 +20,7 @@ from jaxbert.finetune.results import finish
 from jaxbert.finetune.search import Hopeless, load_suggest, search
 from jaxbert.finetune.seeds import finetune_seeds
 from jaxbert.finetune.source import Source, find_source, start_of
-from jaxbert.finetune.training import Training, encoder_of
+from jaxbert.finetune.training import Training, encoder_of, oddities
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task
 from jaxbert.train.processes import barrier, initialize, say
@@ -82,7 +82,7 @@ def _finetune_once(
         if config.check_data:
             encoder = encoder_of(config, source)
             bound = task.bind(examples.labels, examples.train, encoder)
-            say("\n".join(describe(task, bound, examples, encoder)))
+            say("\n".join(describe(task, bound, examples, encoder, oddities(config, source, bound))))
             return FinetuneResult(workdir, None, 0, {}, {}, {}, bound.metric)
         if jax.process_index() == 0:
             run_folder.save_finetuning(config, workdir, examples.fingerprint, source.name)

@@ -85,7 +85,12 @@ class Training:
         )
         steps = _steps(config, self.batches.num_batches)
         self._num_steps = steps.num_steps
-        self._head: Mapping[str, Any] = _head_of(config, source, self.bound)
+        self.warnings: list[str] = oddities(config, source, self.bound)
+        for warning in self.warnings:
+            say(f"warning: {warning}")
+        self._head: Mapping[str, Any] = head_of(config, source, self.bound)[0]
+        if self._head:
+            say(f"the head of {source.name} is kept: it was trained for this task, with the same labels")
         self.config: FinetuneConfig = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
@@ -202,15 +207,33 @@ def first_best(evaluations: Sequence[tuple[int, float]]) -> int | None:
 
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
-    """What the task puts its head on, with a warning where it has fewer positions than data.max_length."""
+    """What the task puts its head on."""
     model = source.with_dropout(config)
-    if config.data.max_length > model.max_position_embeddings:
-        say(
-            f"warning: data.max_length is {config.data.max_length}, and the model has {model.max_position_embeddings} positions: "
-            "sequences are no longer than that"
-        )
     max_length = min(config.data.max_length, model.max_position_embeddings)
     return Encoder(model, source.family, source.tokenizer, max_length)
+
+
+def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> list[str]:
+    """What is odd about a run's settings with the model that it starts from, a line each."""
+    asked, there = config.data.max_length, source.config.max_position_embeddings
+    found = list(bound.warnings)
+    if asked > there:
+        found.append(
+            f"data.max_length is {asked}, and the model has {there} positions: sequences are no longer than that"
+        )
+    if why := head_of(config, source, bound)[1]:
+        found.append(f"the head of {source.name} starts anew: {why}")
+    return found
+
+
+def head_of(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> tuple[dict[str, Any], str]:
+    """The head to start with, as `Source.head_for`: it goes with the blocks under it."""
+    head, why = source.head_for(bound)
+    return (
+        ({}, "train.reinit_layers has blocks under it start anew")
+        if head and config.train.reinit_layers
+        else (head, why)
+    )
 
 
 def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
@@ -224,18 +247,6 @@ def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
             f"optimizer.freeze_layers ({frozen}) and train.reinit_layers ({anew}) meet in a model of {num_layers} blocks: what "
             "starts anew must be trained; lower one of them"
         )
-
-
-def _head_of(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> Mapping[str, Any]:
-    """The head that a model was fine-tuned with before, where it serves; what becomes of it is said."""
-    head, why = source.head_for(bound)
-    if head and config.train.reinit_layers:
-        head, why = {}, "train.reinit_layers has blocks under it start anew"
-    if head:
-        say(f"the head of {source.name} is kept: it was trained for this task, with the same labels")
-    elif why:
-        say(f"warning: the head of {source.name} starts anew: {why}")
-    return head
 
 
 def _steps(config: FinetuneConfig, in_epoch: int) -> TrainConfig:

@@ -18,7 +18,6 @@ from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
 from jaxbert.tasks import answers
 from jaxbert.tasks.task import NO_ANSWER, BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
 from jaxbert.train.losses import Sums, masked_cross_entropy
-from jaxbert.train.processes import say
 from jaxbert.train.state import Batch
 
 # Finite, so that sums with it stay finite.
@@ -113,15 +112,7 @@ class SpanAnswering(Task[Question, Answered]):
 
     def bind(self, labels: tuple[str, ...], train: Collection[Question], encoder: Encoder) -> "BoundSpanAnswering":
         """With a head for spans. No answer is possible where a training question has none."""
-        bound = BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
-        shorter = {"stride": bound.stride, "max_question_length": bound.question_length}
-        for name, value in shorter.items():
-            if value != (asked := getattr(self.settings, name)):
-                say(
-                    f"warning: task.{name} is {asked}, which leaves no room in sequences of {encoder.max_length} tokens: "
-                    f"it is {value}"
-                )
-        return bound
+        return BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
 
 
 class BoundSpanAnswering(BoundTask[Question, Answered]):
@@ -141,6 +132,14 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         self.question_length: int = min(settings.max_question_length, encoder.max_length // 2)
         room = encoder.max_length - self.question_length - encoder.tokenizer.num_special_tokens_to_add(True)
         self.stride: int = settings.stride if settings.stride < room else max(room // 2, 0)
+        self.warnings: Sequence[str] = [
+            f"task.{name} is {asked}, which leaves no room in sequences of {encoder.max_length} tokens: it is {value}"
+            for name, asked, value in (
+                ("max_question_length", settings.max_question_length, self.question_length),
+                ("stride", settings.stride, self.stride),
+            )
+            if value != asked
+        ]
         self.model: nn.Module = BertForQuestionAnswering(encoder.config)
 
     def weights(self, batch: Batch) -> dict[str, Array]:

@@ -127,6 +127,8 @@ class BoundTask(abc.ABC, Generic[E, P]):
     """Whether the loss compares the features of an example, which must then be in one batch ("groups" says which belong together)."""
     ranked_by: str = "loss"
     """What the number of a `Mistake` is, for the report."""
+    warnings: Sequence[str] = ()
+    """What is odd about the settings on this encoder, a line each, for the screen and the report."""
     embedder: Embedder | None = None
     """What makes the exported model one that embeds texts."""
 

@@ -201,6 +201,10 @@ def test_frozen_blocks_stay_to_the_bit_and_those_that_start_anew_do_not(
     )
     result = finetune(config)
     assert result.model is not None
+    # What is said on the screen is in the report.
+    reinit = f"the head of {folder} starts anew: train.reinit_layers has blocks under it start anew"
+    assert report_of(config)["warnings"] == [reinit]
+    assert f"- warning: {reinit}\n" in (tmp_path / "run" / "report.md").read_text()
     before, after = (load_file(path / "model.safetensors") for path in (folder, result.model))
     assert before.keys() == after.keys()
     kinds = {"same": 0, "moved": 0, "anew": 0}

@@ -116,17 +116,14 @@ def test_an_answer_that_is_right_somewhere_is_not_odd(tmp_path: pathlib.Path):
     assert list(SpanAnswering(SpanConfig()).oddities(question)) == []
 
 
-def test_a_stride_that_a_short_model_has_no_room_for_is_said(capsys: pytest.CaptureFixture[str]):
-    bind(letters(), stride=4, max_question_length=13)
-    assert (
-        "task.max_question_length is 13, which leaves no room in sequences of 24 tokens: it is 12"
-        in capsys.readouterr().out
-    )
-    assert bind(letters(), stride=4).stride == 4
-    assert "warning" not in capsys.readouterr().out
+def test_a_stride_that_a_short_model_has_no_room_for_is_said():
+    no_room = "which leaves no room in sequences of 24 tokens"
+    long_question = bind(letters(), stride=4, max_question_length=13)
+    assert long_question.warnings == [f"task.max_question_length is 13, {no_room}: it is 12"]
+    assert (bind(letters(), stride=4).stride, bind(letters(), stride=4).warnings) == (4, [])
     # 24 tokens, of which 8 are the question's and 3 special.
-    assert bind(letters(), stride=13).stride == 6
-    assert "task.stride is 13, which leaves no room in sequences of 24 tokens: it is 6" in capsys.readouterr().out
+    far = bind(letters(), stride=13)
+    assert (far.stride, far.warnings) == (6, [f"task.stride is 13, {no_room}: it is 6"])
 
 
 @pytest.mark.parametrize(
