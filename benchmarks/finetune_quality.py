@@ -2,9 +2,10 @@
 
     python benchmarks/finetune_quality.py --data FOLDER [--model FOLDER] [--only sst2 wnut17 semeval squad banking77 cluener] [--seeds N]
 
-Both sides start from the same parameters, the new head as transformers draws it (for relations, which transformers has no class for, each
-side draws its own), read the same tokens and are scored by the same code; the peer is transformers' class for the task, SDPA attention, AdamW with linear warm-up and decay, batches padded to their longest sequence. Seconds count from
-the call to the last training step: reading, compiling and all; the peer is handed its tokens. Seeds of both sides are trained in turn.
+Both sides start from the same parameters, the new head as transformers draws it (for relations, which transformers has no class for,
+each side draws its own), read the same tokens and are scored by the same code; the peer is transformers' class for the task, SDPA
+attention, AdamW with linear warm-up and decay, batches padded to their longest sequence. Seconds count from the call to the last
+training step: reading, compiling and all; the peer is handed its tokens. Seeds of both sides are trained in turn.
 cluener has no peer: it is tagged from a short pretraining on Chinese text, and without.
 """
 
@@ -43,6 +44,7 @@ from jaxbert.finetune.config import (
     TaskConfig,
 )
 from jaxbert.finetune.examples import read_all, training_features
+from jaxbert.finetune.head import find_head
 from jaxbert.finetune.run import finetune
 from jaxbert.finetune.source import find_source
 from jaxbert.model.classifiers import SpanOutput
@@ -308,6 +310,9 @@ def compare(recipe: Recipe, model: Path, folder: Path) -> tuple[list[Measurement
         config = configuration(recipe, model, folder / f"seed-{seed}", seed)
         peer = Peer(config, folder / f"start-{seed}")
         config = dataclasses.replace(config, model=peer.start)
+        source = find_source(config, (), Path(config.workdir))
+        if peer.bound.architecture in _AUTO and not find_head(config, source, peer.bound).params:
+            raise SystemExit(f"{recipe.title}: ours would not start with the peer's head")
         sides: dict[str, Callable[[], tuple[dict[str, float], float]]] = {
             "ours": lambda c=config: ours(c),
             "peer": peer.run,

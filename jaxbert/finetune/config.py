@@ -209,7 +209,9 @@ class FinetuneTrainConfig:
     prefetch: int = 2
     """Batches that wait on the device ahead of the step."""
     reinit_layers: int = 0
-    """Blocks that start anew, from the highest one down (Zhang et al. 2021)."""
+    """Blocks that start anew, from the highest one down (Zhang et al. 2021), and the head with them."""
+    reinit_head: bool = False
+    """The head starts anew, though the model was fine-tuned for the same labels before."""
 
 
 LoraTarget = Literal["query", "key", "value", "attention_output", "intermediate", "feed_forward_output"]

@@ -46,7 +46,7 @@ def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], star
 def _facts(run: Training, outcome: Outcome, seconds: float) -> dict[str, str]:
     sizes = {"train": run.examples.train, "dev": run.examples.dev, "test": run.examples.test}
     return {
-        "started from": run.source.name,
+        "started from": run.source.name + (", with its head" if run.head.params else ""),
         "parameters": f"{run.session.num_parameters:,}",
         "examples": ", ".join(f"{len(split):,} {name}" for name, split in sizes.items() if split),
         "epochs": f"{run.config.train.epochs:g}",

@@ -15,6 +15,7 @@ from jaxbert import run_folder
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, Tables, over_tables, read_all
+from jaxbert.finetune.head import find_head
 from jaxbert.finetune.result import FinetuneResult
 from jaxbert.finetune.results import finish
 from jaxbert.finetune.search import Hopeless, load_suggest, search
@@ -82,7 +83,8 @@ def _finetune_once(
         if config.check_data:
             encoder = encoder_of(config, source)
             bound = task.bind(examples.labels, examples.train, encoder)
-            say("\n".join(describe(task, bound, examples, encoder, oddities(config, source, bound))))
+            warnings = oddities(config, source, bound, find_head(config, source, bound))
+            say("\n".join(describe(task, bound, examples, encoder, warnings)))
             return FinetuneResult(workdir, None, 0, {}, {}, {}, bound.metric)
         if jax.process_index() == 0:
             run_folder.save_finetuning(config, workdir, examples.fingerprint, source.name)

@@ -4,7 +4,7 @@
     WORKDIR/report.md, report.json    mean and standard deviation of every measure, a row for each seed
     WORKDIR/curves.png                learning curves of all seeds
 
-The held-out part of the training rows is the same for all; order, dropout and new head are not (Dodge et al. 2020 measured how
+The held-out part of the training rows is the same for all; order, dropout and a new head are not (Dodge et al. 2020 measured how
 much that decides on small data sets; Mosbach et al. 2021 named the runs that fail).
 """
 

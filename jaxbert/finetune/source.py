@@ -5,17 +5,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from tokenizers import Tokenizer
 
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.finetune.config import FinetuneConfig
-from jaxbert.model.heads import CLASSIFIER
-from jaxbert.tasks.task import BoundTask, some
 from jaxbert.text.vocabulary import Vocabulary, save_tokenizer, train_tokenizer
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS
-from jaxbert.train.sharding import unbox
 from jaxbert.weights.load import load
 from jaxbert.weights.names import Family, WeightsError
 from jaxbert.weights.tokenizer import open_tokenizer
@@ -24,6 +19,7 @@ RUNS = Path("runs")
 SMALL = ModelConfig(hidden_size=64, num_layers=2, num_heads=2, intermediate_size=256, max_position_embeddings=128)
 """The encoder that starts from nothing; its vocabulary is learnt from the training texts."""
 NEW = "a new small encoder"
+_HEADS = ("sequence", "token", "span", "choice", "relation")
 SMALL_VOCABULARY = VocabularyConfig(size=4096)
 
 
@@ -44,41 +40,15 @@ class Source:
     carried: Mapping[str, Any]
     unused_positions: int
     heads: Mapping[str, Any]
-    """Parameters of what else it has, by their groups."""
+    """Parameters of the task that it was fine-tuned for before, by their group; `jaxbert.finetune.head` decides whether they serve."""
     labels: tuple[str, ...]
-    """Names of the outputs of its classifier."""
+    """Names of the outputs of its classifier; LABEL_0, ... where there are none."""
 
     def with_dropout(self, config: FinetuneConfig) -> ModelConfig:
         """The encoder's configuration, with the dropout that the run wants."""
         if config.dropout is None:
             return self.config
         return dataclasses.replace(self.config, hidden_dropout=config.dropout, attention_dropout=config.dropout)
-
-    def head_for(self, task: BoundTask[Any, Any]) -> tuple[dict[str, Any], str]:
-        """The head that it has of this task, its outputs in the order of the task's labels; and why it cannot serve, where it cannot.
-
-        ({}, "") where there is none: it is an encoder, or was trained for something else.
-        """
-        if self.params is None:
-            return {}, ""
-        shapes = unbox(jax.eval_shape(task.init, jax.random.key(0)))
-        head = {name: self.heads[name] for name in self.heads if name in shapes}
-        if not head:
-            return {}, ""
-        # Of one output, as numbers and choices have, the name says nothing.
-        if task.labels_are_outputs and len(task.labels) > 1:
-            if set(self.labels) != set(task.labels):
-                return {}, f"its labels are {some(self.labels)}, and the task's {some(task.labels)}"
-            order = [self.labels.index(label) for label in task.labels]
-            head = {name: _reordered(tree, order) for name, tree in head.items()}
-        sizes = [jax.tree.map(np.shape, tree) for tree in (head, {name: shapes[name] for name in head})]
-        return (head, "") if sizes[0] == sizes[1] else ({}, "it has other sizes than the task's")
-
-
-def _reordered(head: Mapping[str, Any], order: list[int]) -> dict[str, Any]:
-    """The head with the outputs of its last layer in another order."""
-    last = {name: np.asarray(array)[..., order] for name, array in head[CLASSIFIER].items()}
-    return {**head, CLASSIFIER: last}
 
 
 def find_source(config: FinetuneConfig, texts: Iterable[str], workdir: Path, before: str | None = None) -> Source:
@@ -124,7 +94,7 @@ def _loaded(path: str) -> Source:
         loaded.extra,
         loaded.carried,
         loaded.unused_positions,
-        {name: tree for name, tree in loaded.params.items() if name not in params},
+        {name: tree for name, tree in loaded.params.items() if name in _HEADS},
         loaded.label_names,
     )
 

@@ -24,6 +24,7 @@ from jaxbert.data.features import Feature
 from jaxbert.finetune import lora
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, training_features
+from jaxbert.finetune.head import Head, find_head
 from jaxbert.finetune.report import logged
 from jaxbert.finetune.search import Hopeless
 from jaxbert.finetune.source import Source
@@ -85,12 +86,12 @@ class Training:
         )
         steps = _steps(config, self.batches.num_batches)
         self._num_steps = steps.num_steps
-        self.warnings: list[str] = oddities(config, source, self.bound)
+        self.head: Head = find_head(config, source, self.bound)
+        self.warnings: list[str] = oddities(config, source, self.bound, self.head)
         for warning in self.warnings:
             say(f"warning: {warning}")
-        self._head: Mapping[str, Any] = head_of(config, source, self.bound)[0]
-        if self._head:
-            say(f"the head of {source.name} is kept: it was trained for this task, with the same labels")
+        if self.head.params:
+            say(f"the head of {source.name} is kept")
         self.config: FinetuneConfig = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, every=steps.evaluate_every)
         )
@@ -176,7 +177,7 @@ class Training:
             block = re.fullmatch(r"layers_(\d+)", name)
             if block and int(block[1]) >= first:
                 del params["encoder"][name]
-        return {**params, **self._head}
+        return {**params, **self.head.params}
 
     def _batches(self, first_step: int, last_step: int) -> Iterator[Arrays]:
         return self.batches.batches(first_step, last_step, *process_slice(self.session.mesh))
@@ -213,7 +214,7 @@ def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
     return Encoder(model, source.family, source.tokenizer, max_length)
 
 
-def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> list[str]:
+def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any], head: Head) -> list[str]:
     """What is odd about a run's settings with the model that it starts from, a line each."""
     asked, there = config.data.max_length, source.config.max_position_embeddings
     found = list(bound.warnings)
@@ -221,19 +222,9 @@ def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any])
         found.append(
             f"data.max_length is {asked}, and the model has {there} positions: sequences are no longer than that"
         )
-    if why := head_of(config, source, bound)[1]:
-        found.append(f"the head of {source.name} starts anew: {why}")
+    if head.why_new:
+        found.append(f"the head of {source.name} starts anew: {head.why_new}")
     return found
-
-
-def head_of(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any]) -> tuple[dict[str, Any], str]:
-    """The head to start with, as `Source.head_for`: it goes with the blocks under it."""
-    head, why = source.head_for(bound)
-    return (
-        ({}, "train.reinit_layers has blocks under it start anew")
-        if head and config.train.reinit_layers
-        else (head, why)
-    )
 
 
 def _check_depth(config: FinetuneConfig, num_layers: int) -> None:

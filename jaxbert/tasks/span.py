@@ -120,6 +120,7 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
 
     architecture: str = "ForQuestionAnswering"
     loss_weights: Mapping[str, float] = {"span_loss": 1.0}
+    labels_are_outputs: bool = False
     ranked_by: str = "probability"
 
     def __init__(self, settings: SpanConfig, labels: tuple[str, ...], encoder: Encoder, may_be_empty: bool):

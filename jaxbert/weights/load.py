@@ -73,9 +73,11 @@ class Loaded:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The classes of its classifier, by their ids, as config.json has them in id2label; LABEL_0, ... where it names none."""
-        named = self.extra.get("id2label") or {}
+        named = self.extra.get("id2label")
+        if isinstance(named, list):
+            named = {str(i): name for i, name in enumerate(named)}
         return tuple(
-            str(named.get(str(i), f"LABEL_{i}")) if isinstance(named, Mapping) else str(named[i])
+            str(named.get(str(i), f"LABEL_{i}")) if isinstance(named, Mapping) else f"LABEL_{i}"
             for i in range(self.labels)
         )
 

@@ -45,7 +45,7 @@ def write_examples(kind: str, folder: pathlib.Path) -> tuple[TaskConfig, pathlib
         write_table(
             folder / "a.tsv", [(" ".join(w), label) for w, (_, label) in zip(words, reviews(60, 0), strict=True)]
         )
-        return ClassificationConfig(), folder / "a.tsv", LABELS[::-1]
+        return ClassificationConfig(), folder / "a.tsv", (*LABELS[1:], LABELS[0])
     if kind == "tagging":
         blocks = ["\n".join(f"{word}\t{'B-N' if word.isdigit() else 'O'}" for word in w) for w in words]
         (folder / "a.conll").write_text("\n\n".join(blocks) + "\n", encoding="utf8")
