@@ -176,7 +176,7 @@ def test_losses_and_parameters_are_torchs(kind: str, tmp_path: pathlib.Path, cap
     assert len(losses) == 24
     np.testing.assert_allclose(ours, losses, rtol=1e-4)
     # Otherwise there is little to compare.
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     exported = CLASSES[kind].from_pretrained(result.model)
     order = [labels.index(exported.config.id2label[n]) for n in range(len(labels))]
     for name, array in exported.state_dict().items():
