@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxbert.data.features import Feature, cut_of, examples_of, lengths_of
 from jaxbert.finetune.examples import Examples, training_features
@@ -13,6 +14,7 @@ from jaxbert.tasks.task import BoundTask, Encoder, Task
 
 _PERCENTILES = (50, 90, 99, 100)
 _FIRST, _LONGEST = 3, 60
+_ANY_LENGTH = 10**6
 
 
 def describe(
@@ -20,9 +22,12 @@ def describe(
 ) -> list[str]:
     """Lines of text: warnings; for each split its size, labels, and lengths in tokens with the share that is cut or read in windows."""
     lines = [f"warning: {warning}" for warning in (*examples.warnings, *warnings)]
+    # What is cut, or read in windows, has a length of its own all the same.
+    uncut = task.bind(examples.labels, examples.train, encoder._replace(max_length=_ANY_LENGTH))
     for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
         if split:
-            lines += _split(name, task, split, training_features(bound, split), encoder, not bound.together)
+            features, whole = training_features(bound, split), training_features(uncut, split)
+            lines += _split(name, task, split, features, lengths_of(whole), encoder, not bound.together)
     lines.append("the first examples, as the model reads them:")
     first = bound.features(list(itertools.islice(examples.train, _FIRST)))
     for _, group in itertools.groupby(first, key=lambda feature: feature.example):
@@ -39,10 +44,10 @@ def _split(
     task: Task[Any, Any],
     split: Collection[Any],
     features: Sequence[Feature],
+    lengths: Int[np.ndarray, " n"],
     encoder: Encoder,
     windows: bool,
 ) -> list[str]:
-    lengths = lengths_of(features)
     sequences = np.unique(examples_of(features), return_counts=True)[1]
     shortened = {
         f"are cut to data.max_length ({encoder.max_length})": len(np.unique(examples_of(features)[cut_of(features)]))
@@ -52,7 +57,7 @@ def _split(
     shares = ", ".join(f"{count:,} examples ({count / len(split):.1%}) {what}" for what, count in shortened.items())
     found = ", ".join(f"{p} % up to {np.percentile(lengths, p, method='higher'):.0f}" for p in _PERCENTILES)
     lines = [
-        f"{name}: {len(split):,} examples in {len(features):,} sequences of {lengths.sum():,} tokens",
+        f"{name}: {len(split):,} examples in {len(features):,} sequences; {lengths.sum():,} tokens before anything is cut",
         f"  lengths: {found}; {shares}",
     ]
     counts = collections.Counter(label for example in split for label in task.labels_of(example))

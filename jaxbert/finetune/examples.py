@@ -96,9 +96,7 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig, tables: Tables | None
     test = list(_read(task, "test", config, counting, tables, known))
     for example in (*dev, *test):
         seen.odd.update(task.oddities(example))
-    return Examples(
-        train, dev, test, labels, tuple(_oddities(task, seen, dev, labels, counting)), seen.fingerprint(dev)
-    )
+    return Examples(train, dev, test, labels, tuple(_oddities(task, seen, dev, counting)), seen.fingerprint(dev))
 
 
 def _training(
@@ -174,7 +172,7 @@ def _records(source: str, split: str, config: ExamplesConfig, counting: Counting
         raise ExamplesError(
             f"data.{split} is {MEMORY}, the rows of a program: call finetune(config, tables) with them again"
         )
-    return (Record(row, f"{split}:{number}") for number, row in enumerate(tables[split], 1))
+    return (Record(row, f"{split}:{number}", own_columns=number > 1) for number, row in enumerate(tables[split], 1))
 
 
 class _Seen:
@@ -214,9 +212,7 @@ def _bytes(example: Any) -> bytes:
     return repr(example).encode("utf8", "surrogatepass")
 
 
-def _oddities(
-    task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], labels: Sequence[str], counting: Counting
-) -> Iterator[str]:
+def _oddities(task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], counting: Counting) -> Iterator[str]:
     if counting.count:
         yield f"{counting.count:,} rows are left out: {'; '.join(counting.first)}"
     yield from (f"{count:,} examples {what}" for what, count in seen.odd.items())
@@ -224,7 +220,7 @@ def _oddities(
     measured = {label for example in dev for label in task.labels_of(example)}
     if only := sorted(measured - learnt):
         yield f"labels that dev has and train has not, so that they cannot be learnt: {_some(only)}"
-    if empty := [label for label in labels if label not in learnt | measured and learnt and learnt <= {*labels}]:
+    if empty := [label for label in task.listed if label not in learnt | measured]:
         yield f"labels without an example in train: {_some(empty)}"
     if again := seen.again(dev):
         yield f"{again:,} of {len(dev):,} texts in dev are in train too: what is measured on them is no test"

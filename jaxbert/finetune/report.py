@@ -40,7 +40,9 @@ def write(
     confusion = task.confusion(examples, predictions)
     pictures = {"curves.png": "learning curves"}
     draw_curves(workdir / "metrics.jsonl", workdir / "curves.png", task.metric)
-    if confusion is not None and len(confusion[0]) <= _MOST_CLASSES:
+    if confusion is not None and len(confusion[0]) > _MOST_CLASSES:
+        warnings = [*warnings, f"no confusion.png: {len(confusion[0])} classes are too many for a picture"]
+    elif confusion is not None:
         names = list(confusion[0])
         if not all(map(_can_be_drawn, names)):
             names = [str(number) for number in range(len(names))]

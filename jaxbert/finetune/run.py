@@ -15,9 +15,9 @@ from jaxbert import run_folder
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.examples import Examples, Tables, over_tables, read_all
+from jaxbert.finetune.finish import finish
 from jaxbert.finetune.head import find_head
 from jaxbert.finetune.result import FinetuneResult
-from jaxbert.finetune.results import finish
 from jaxbert.finetune.search import Hopeless, load_suggest, search
 from jaxbert.finetune.seeds import finetune_seeds
 from jaxbert.finetune.source import Source, find_source, start_of

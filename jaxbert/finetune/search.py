@@ -114,7 +114,8 @@ def trial_config(config: FinetuneConfig, values: Mapping[str, Any], number: int)
     """The run of a trial. Raises ConfigError for a field that is not there, or does not take its value."""
     try:
         for name in values:
-            if any(f"{name}.".startswith(f"{reserved}.") for reserved in _RESERVED):
+            # Neither what is in a field of these, nor what has one of them in it.
+            if any(f"{name}.".startswith(f"{r}.") or f"{r}.".startswith(f"{name}.") for r in _RESERVED):
                 raise ConfigError(f"{name} is not for a trial to set: leave it out")
         workdir = str(folder_of(Path(config.workdir), number))
         base = dataclasses.replace(
@@ -233,8 +234,8 @@ def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 def _best(study: "optuna.Study") -> int | None:
     """The number of the trial with the highest value, of equal ones the first."""
-    values = {number: trial.value for number, trial in enumerate(_ended(study)) if trial.value is not None}
-    values = {number: value for number, value in values.items() if _ended_as(_ended(study)[number]) == "finished"}
+    finished = [(number, trial) for number, trial in enumerate(_ended(study)) if _ended_as(trial) == "finished"]
+    values = {number: trial.value for number, trial in finished if trial.value is not None}
     return max(values, key=lambda number: values[number]) if values else None
 
 

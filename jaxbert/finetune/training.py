@@ -38,6 +38,7 @@ from jaxbert.train.session import Session
 from jaxbert.train.sharding import process_slice
 from jaxbert.train.state import TrainState
 from jaxbert.train.step import make_outputs_step
+from jaxbert.weights.configuration import ARCHITECTURES, CLASS_PREFIX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Training:
         encoder = encoder_of(config, source)
         _check_depth(config, encoder.config.num_layers)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
+        _check_export(self.bound, source)
         self.model_config: ModelConfig = encoder.config
         dev_files = "data.dev" if config.data.dev else "data.train, of which dev is a share,"
         self.bound.check_measurable(examples.dev, dev_files)
@@ -225,6 +227,16 @@ def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any],
     if head.why_new:
         found.append(f"the head of {source.name} starts anew: {head.why_new}")
     return found
+
+
+def _check_export(bound: BoundTask[Any, Any], source: Source) -> None:
+    """Raise ConfigError, before anything is trained, for a head that no folder could be written for."""
+    name = CLASS_PREFIX[source.family] + bound.architecture
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"{type(bound).__name__}.architecture is {bound.architecture!r}, and there is no {name}: put the task on a head that "
+            f"there is ({', '.join(ARCHITECTURES)})"
+        )
 
 
 def _check_depth(config: FinetuneConfig, num_layers: int) -> None:

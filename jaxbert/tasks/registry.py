@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxbert.config import ConfigError
 from jaxbert.finetune.config import (
     ChoiceConfig,
+    ClassificationConfig,
     RelationConfig,
     SimilarityConfig,
     SpanConfig,
@@ -35,4 +37,6 @@ def make_task(config: TaskConfig) -> Task[Any, Any]:
         return MultipleChoice(config)
     if isinstance(config, SimilarityConfig):
         return Similarity(config)
-    return Classification(config)
+    if isinstance(config, ClassificationConfig):
+        return Classification(config)
+    raise ConfigError(f"{type(config).__name__} makes no task: give it a method make_task")

@@ -138,23 +138,24 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
 
     def sums(self, found: Float[Array, "R S D"], batch: Batch) -> dict[str, Sums]:
         """-log of the share that each anchor's positive has among the positives and negatives of the whole batch, in nats."""
-        real_N, role_N, group_N, text_N, positive_N = (
-            batch[name].reshape(-1) for name in ("real", "role", "groups", "text", "positive")
+        real_N, role_N, group_N, text_N, anchor_N, positive_N = (
+            batch[name].reshape(-1) for name in ("real", "role", "groups", "text", "anchor", "positive")
         )
         vectors_NxD = _of_length_1(found.reshape(-1, found.shape[-1]))
         cosines_NxN = jnp.einsum("nd,md->nm", vectors_NxD, vectors_NxD, precision="highest")
         own_NxN = (group_N[:, None] == group_N[None, :]) & (role_N == _POSITIVE)[None, :] & (real_N > 0)[None, :]
-        # What reads as the anchor or as its positive is no negative.
+        # What reads as the anchor or as its positive is no negative, nor is what another row says belongs to the anchor.
         same_NxN = (text_N[None, :] == text_N[:, None]) | (text_N[None, :] == positive_N[:, None])
+        same_NxN |= (anchor_N[None, :] == anchor_N[:, None]) & (role_N == _POSITIVE)[None, :]
         candidate_N = (real_N > 0) & ((role_N == _POSITIVE) | (role_N == _NEGATIVE))
         asked_NxN = own_NxN | (candidate_N[None, :] & ~same_NxN)
         logits_NxN = jnp.where(asked_NxN, cosines_NxN / self.settings.temperature, _NOTHING)
         own_N = jnp.sum(jnp.where(own_NxN, logits_NxN, 0), axis=1)
-        anchor_N = real_N * (role_N == _ANCHOR)
-        total = jnp.sum(anchor_N)
+        weight_N = real_N * (role_N == _ANCHOR)
+        total = jnp.sum(weight_N)
         losses_N = jax.nn.logsumexp(logits_NxN, axis=1) - own_N
         best_N = (own_N >= logits_NxN.max(1)).astype(jnp.float32)
-        return {"label_loss": (jnp.sum(anchor_N * losses_N), total), "accuracy": (jnp.sum(anchor_N * best_N), total)}
+        return {"label_loss": (jnp.sum(weight_N * losses_N), total), "accuracy": (jnp.sum(weight_N * best_N), total)}
 
     def readable(self, found: Float[Array, "R S D"]) -> Outputs:
         """Vectors of length 1."""
@@ -168,7 +169,8 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
         for (n, role, text), one in zip(roles, encodings, strict=True):
             example = examples[n]
             belongs = example.anchor if self._alone or example.positive is None else example.positive
-            values = {"role": role, "text": _number(text), "positive": _number(belongs)}
+            numbers = {"text": text, "anchor": example.anchor, "positive": belongs}
+            values = {"role": role, **{name: _number(it) for name, it in numbers.items()}}
             found.append(Feature(n, one.ids, type_ids(self.encoder, one), values=values, cut=is_cut(one)))
         return found
 

@@ -284,7 +284,7 @@ def _place(context: str, text: str, start: int) -> int | None:
 def _window_span(example: Question, inside: np.ndarray, offsets: np.ndarray) -> tuple[int, int]:
     """First and last token of the first answer that is whole in this window; (0, 0), the first token, where none is."""
 
-    def is_read(start: int, end: int) -> bool:
+    def is_blank(start: int, end: int) -> bool:
         # Spaces, and marks that the tokenizer leaves out, are in no token.
         return not any(character.isalnum() for character in example.context[start:end])
 
@@ -293,6 +293,6 @@ def _window_span(example: Question, inside: np.ndarray, offsets: np.ndarray) -> 
             continue
         end = start + len(text)
         touched = np.flatnonzero(inside & (offsets[:, 0] < end) & (offsets[:, 1] > start))
-        if len(touched) and is_read(start, offsets[touched[0]][0]) and is_read(offsets[touched[-1]][1], end):
+        if len(touched) and is_blank(start, offsets[touched[0]][0]) and is_blank(offsets[touched[-1]][1], end):
             return int(touched[0]), int(touched[-1])
     return 0, 0

@@ -175,7 +175,7 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
     ) -> Tagged:
         # A word that is nothing to the tokenizer is outside, or (of parts of speech) whatever comes first.
         unread = np.full(len(self.labels), -20.0)
-        unread[0] = 0.0
+        unread[self._ids.get(entities.OUTSIDE, 0)] = 0.0
         scores = np.array([rows[n][1] if n in rows else unread for n in range(len(example.words))])
         scores = scores.reshape(-1, len(self.labels)).astype(np.float64)
         # What is within another word's piece goes on with what that word is.

@@ -94,6 +94,11 @@ class Task(abc.ABC, Generic[E, P]):
         """Whether the labels are those that train and dev happen to have, so that another one cannot be measured."""
         return False
 
+    @property
+    def listed(self) -> Sequence[str]:
+        """Labels that the settings list, as `labels_of` has them."""
+        return getattr(getattr(self, "settings", None), "labels", ())
+
     def oddities(self, example: E) -> Iterable[str]:
         """What is odd about an example that is used all the same: "have no answer ...", for a warning that counts them."""
         return ()

@@ -74,7 +74,7 @@ def test_a_task_of_ones_own(model: pathlib.Path, tmp_path: pathlib.Path):
     rows = [f"{text}\t{text.split()[-1]}" for text in ("it is good", "all was bad", "good", "so bad") * 12]
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
     arguments = f"--config {own_task.__file__} --model {model} --workdir {tmp_path / 'run'} --data.train {tmp_path / 'train.tsv'}"
-    # Measured once, at the end: of equally good checkpoints the first one is kept, which has learnt least.
+    # Measured once, at the end: the best checkpoint may be one that has not learnt all.
     arguments += f" --data.dev {tmp_path / 'train.tsv'} --task.gamma 1 --train.epochs 12 --train.evaluations 0.08"
     arguments += " --optimizer.peak-learning-rate 3e-3"
     config = command_line.parse(arguments.split(), FinetuneConfig, "")

@@ -29,6 +29,7 @@ from jaxbert.finetune.config import (
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.finetune.training import Training
+from jaxbert.tasks.classification import BoundClassification
 from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
 from jaxbert.train.checkpoint import Checkpoints
@@ -106,10 +107,6 @@ def test_a_run_leaves_what_it_promises(finished: tuple[FinetuneConfig, FinetuneR
 def test_the_exported_model_says_the_same_in_transformers(
     finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path
 ):
-    from jaxbert.finetune.examples import read_all
-    from jaxbert.finetune.training import Training
-    from jaxbert.tasks.registry import make_task
-
     config, result = finished
     folder = result.model
     peer, info = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
@@ -331,6 +328,21 @@ def test_blocks_that_are_not_there_or_both_frozen_and_new_are_refused(
     config = dataclasses.replace(config, optimizer=OptimizerConfig(freeze_layers=frozen))
     with pytest.raises(ConfigError, match=message):
         training(config)
+
+
+def test_a_head_that_no_folder_is_written_for_is_refused_before_training(
+    tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(BoundClassification, "architecture", "ForPoetry")
+    with pytest.raises(
+        ConfigError, match=r"architecture is 'ForPoetry', and there is no BertForPoetry: put the task on a"
+    ):
+        training(small(tables, tmp_path / "run"))
+
+
+def test_settings_that_make_no_task_are_refused():
+    with pytest.raises(ConfigError, match=r"^OptimizerConfig makes no task: give it a method make_task$"):
+        make_task(OptimizerConfig())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("lacking", "files"), [("dev", "data.dev"), ("test", "data.test")])

@@ -1,5 +1,6 @@
 """What a run reads: train, dev and test, their labels, and what is odd about them."""
 
+import collections
 import dataclasses
 import io
 import os
@@ -13,6 +14,7 @@ from made_runs import write_table
 
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.records import ExamplesError
+from jaxbert.finetune import builtin
 from jaxbert.finetune.check import describe
 from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, TaggingConfig
 from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features
@@ -60,6 +62,46 @@ def test_what_is_odd_is_said_in_one_line_each(tmp_path: pathlib.Path):
     assert only_dev == "labels that dev has and train has not, so that they cannot be learnt: c, d"
     assert unlearnt == "labels without an example in train: e"
     assert again == "2 of 4 texts in dev are in train too: what is measured on them is no test"
+
+
+def test_a_listed_type_without_an_entity_is_said(tmp_path: pathlib.Path):
+    """Its labels are tags, and what is listed are their types."""
+    (tmp_path / "a.conll").write_text("ada\tB-PER\nleft\tO\n\neve\tB-PER\n", encoding="utf8")
+    config = ExamplesConfig((str(tmp_path / "a.conll"),), (str(tmp_path / "a.conll"),))
+    examples = read_all(make_task(TaggingConfig(labels=("PER", "LOC"))), config)
+    assert examples.labels == ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+    assert "labels without an example in train: LOC" in examples.warnings
+
+
+def test_a_row_of_a_program_may_lack_a_column_that_others_have():
+    rows = [{"text": "one", "label": "a"}, {"text": "two"}, {"text": "three", "label": "b"}]
+    tables = {"train": rows, "dev": rows}
+    config = over_tables(ExamplesConfig(bad_rows="skip"), tables)
+    examples = read_all(make_task(ClassificationConfig()), config, tables)
+    assert [one.text for one in examples.train] == ["one", "three"]
+    with pytest.raises(ExamplesError, match=r"^train:2: has no 'label' \(--data.bad-rows skip"):
+        read_all(make_task(ClassificationConfig()), dataclasses.replace(config, bad_rows="stop"), tables)
+
+
+def test_the_built_in_set_is_fair(monkeypatch: pytest.MonkeyPatch):
+    """A document is one row, of a package that it does not name, and no package has more than its share of rows."""
+    documents = [(f"builtin:numpy.f{n}", f"NumPy adds {n} to jnp arrays.") for n in range(1000)]
+    documents += [("builtin:json.dumps", "word " * 100), ("builtin:jax.numpy.add", "As jax.numpy does.")]
+    monkeypatch.setattr(builtin, "builtin_documents", lambda: iter(documents))
+    rows = [record.values for record in builtin.builtin_records()]
+    counts = collections.Counter(row["label"] for row in rows)
+    assert counts == {"numpy": 900, "python": 1, "jax": 1}
+    assert len({row["text"] for row in rows}) == len(rows)
+    assert {row["text"] for row in rows if row["label"] != "numpy"} == {" ".join(["word"] * 60), "As it.it does."}
+    assert all(
+        row["text"].startswith("it adds ") and row["text"].endswith(" to it arrays.")
+        for row in rows
+        if row["label"] == "numpy"
+    )
+    # The order is no package's own.
+    assert [row["label"] for row in rows].index("jax") < 901
+    monkeypatch.setattr(builtin, "builtin_documents", lambda: reversed(documents))
+    assert [record.values for record in builtin.builtin_records()] == rows
 
 
 def test_a_bad_row_stops_where_rows_are_not_to_be_skipped(tmp_path: pathlib.Path):
@@ -259,5 +301,10 @@ def test_the_share_that_is_cut_is_said(tmp_path: pathlib.Path, encoder: Encoder)
         examples = read(tmp_path, train=rows, streaming=streaming)
         task = make_task(ClassificationConfig())
         bound = task.bind(examples.labels, examples.train, short)
-        found = next(line for line in describe(task, bound, examples, short) if "are cut" in line)
+        lines = describe(task, bound, examples, short)
+        found = next(line for line in lines if "are cut" in line)
         assert "2 examples (50.0%) are cut to data.max_length (5)" in found
+        # Lengths are those of the texts, with [CLS] and [SEP], whatever is read of them.
+        assert found.startswith("  lengths: 50 % up to 6, 90 % up to 6, 99 % up to 6, 100 % up to 6;")
+        assert lines[0] == "train: 4 examples in 4 sequences; 20 tokens before anything is cut"
+        assert lines[2:4] == ["  a: 2 (50.0%)", "  b: 2 (50.0%)"]

@@ -47,6 +47,23 @@ def test_classes_that_cannot_be_drawn_are_numbered(tmp_path: pathlib.Path, label
     assert (image[..., 2] - image[..., 0] > 80).sum() > 0.01 * height * width
 
 
+def test_more_classes_than_a_picture_has_room_for_are_said(tmp_path: pathlib.Path):
+    class Many(BoundTask):
+        loss_weights = {"label_loss": 1.0}  # noqa: RUF012
+        metric = "accuracy"
+
+        def confusion(self, examples, predictions):
+            return list(map(str, range(81))), np.eye(81, dtype=int)
+
+    Many.__abstractmethods__ = frozenset()
+    (tmp_path / "metrics.jsonl").touch()
+    write(tmp_path, "many", Many(), {"dev": ([], {"loss": 1.0}, [])}, untrained={}, facts={}, warnings=("odd",))
+    assert not (tmp_path / "confusion.png").exists()
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf8"))
+    assert content["warnings"] == ["odd", "no confusion.png: 81 classes are too many for a picture"]
+    assert len(content["confusion"]["counts"]) == 81
+
+
 @pytest.mark.parametrize("held_out", [{"loss": 1.0, "f1": 0.5}, {"loss": 1.0, "f1": None}, {"loss": 1.0}])
 def test_curves_of_measures_that_may_be_missing(tmp_path: pathlib.Path, held_out: dict):
     records = [{"split": "train", "step": 1, "loss": 2.0}, {"split": "heldout", "step": 1, **held_out}]
