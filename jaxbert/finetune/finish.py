@@ -36,7 +36,12 @@ def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], star
             facts=_facts(run, outcome, time.monotonic() - started),
             warnings=(*run.examples.warnings, *run.warnings),
         )
-    kind = "adapters for peft" if run.config.lora.export == "separate" else "model for transformers"
+    if run.config.lora.export == "separate":
+        kind = "adapters for peft"
+    elif run.bound.architecture == "ForRelationClassification":
+        kind = "model (to transformers, which has no such class, an encoder)"
+    else:
+        kind = "model for transformers"
     say(f"{kind}: {model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s")
     measures = dev[0], test[0] if test else {}, untrained

@@ -96,6 +96,11 @@ class Classification(Task[Text, Judgement]):
         """Where none are listed."""
         return not self.settings.labels
 
+    @property
+    def listed(self) -> Sequence[str]:
+        """Those of `task.labels`."""
+        return self.settings.labels
+
     def labels_of(self, example: Text) -> Iterable[str]:
         """Its classes."""
         return example.labels

@@ -99,6 +99,11 @@ class Relation(Task[Pair, Related]):
         """Where none are listed."""
         return not self.settings.labels
 
+    @property
+    def listed(self) -> Sequence[str]:
+        """Those of `task.labels`."""
+        return self.settings.labels
+
     def labels_of(self, example: Pair) -> Iterable[str]:
         """Its relation."""
         return (example.label,)

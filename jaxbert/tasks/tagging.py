@@ -75,6 +75,11 @@ class Tagging(Task[Sentence, Tagged]):
         """Where none are listed."""
         return not self.settings.labels
 
+    @property
+    def listed(self) -> Sequence[str]:
+        """Those of `task.labels`."""
+        return self.settings.labels
+
     def labels_of(self, example: Sentence) -> Iterable[str]:
         """The types of its entities, or its tags."""
         return example.tags if self.settings.scheme == "words" else (kind for _, _, kind in example.entities)
