@@ -35,6 +35,24 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+# Files of long tests, the longest first: of one that began last, the other cores would await the end.
+LONG = (
+    "test_run.py",
+    "notebooks/test_notebook.py",
+    "finetune/test_finetune.py",
+    "finetune/test_lora.py",
+    "finetune/test_seeds.py",
+    "finetune/test_search.py",
+    "examples/test_examples.py",
+    "finetune/test_other_tasks.py",
+    "train/test_step.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first."""
+    place = {REPOSITORY / "tests" / name: n for n, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")
