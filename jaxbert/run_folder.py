@@ -108,6 +108,9 @@ def check_same_finetuning(config: FinetuneConfig, examples: str, workdir: Path) 
         raise ConfigError(f"{workdir} holds {kind}: choose another --workdir")
     # A task of somebody's own has settings of its own: they are compared as what was written.
     before, now = (_flat(values) for values in (record["config"], json.loads(json.dumps(dataclasses.asdict(config)))))
+    # A setting that came with a newer version was at its default.
+    defaults = _flat(json.loads(json.dumps(dataclasses.asdict(FinetuneConfig(task=config.task)))))
+    before = {name: value for name, value in defaults.items() if not name.startswith("task.")} | before
     names = [name for name in {**before, **now} if not any(f"{name}.".startswith(f"{f}.") for f in FREE_IN_FINETUNING)]
     other = [
         f"{name} was {before.get(name, 'not there')!r} and is {now.get(name, 'not there')!r}"

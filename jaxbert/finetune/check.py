@@ -26,8 +26,8 @@ def describe(
     uncut = task.bind(examples.labels, examples.train, encoder._replace(max_length=_ANY_LENGTH))
     for name, split in (("train", examples.train), ("dev", examples.dev), ("test", examples.test)):
         if split:
-            features, whole = training_features(bound, split), training_features(uncut, split)
-            lines += _split(name, task, split, features, lengths_of(whole), encoder, not bound.together)
+            lengths = lengths_of(training_features(uncut, split))
+            lines += _split(name, task, split, training_features(bound, split), lengths, encoder, not bound.together)
     lines.append("the first examples, as the model reads them:")
     first = bound.features(list(itertools.islice(examples.train, _FIRST)))
     for _, group in itertools.groupby(first, key=lambda feature: feature.example):
@@ -57,7 +57,7 @@ def _split(
     shares = ", ".join(f"{count:,} examples ({count / len(split):.1%}) {what}" for what, count in shortened.items())
     found = ", ".join(f"{p} % up to {np.percentile(lengths, p, method='higher'):.0f}" for p in _PERCENTILES)
     lines = [
-        f"{name}: {len(split):,} examples in {len(features):,} sequences; {lengths.sum():,} tokens before anything is cut",
+        f"{name}: {len(split):,} examples in {len(features):,} sequences; {lengths.sum():,} tokens before data.max_length cuts any",
         f"  lengths: {found}; {shares}",
     ]
     counts = collections.Counter(label for example in split for label in task.labels_of(example))

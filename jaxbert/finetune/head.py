@@ -50,11 +50,11 @@ def _unwanted(config: FinetuneConfig) -> str:
 def _other(source: Source, task: BoundTask[Any, Any]) -> str:
     """How what it was trained for differs from the task."""
     before, now = source.extra.get("problem_type"), task.configuration().get("problem_type")
-    if before and now and before != now:
+    if isinstance(before, str) and now and before != now:
         return f"it is of a {before.replace('_', ' ')}, and the task is a {now.replace('_', ' ')}"
     if not _names_matter(task) or sorted(source.labels) == sorted(task.labels):
         return ""
-    if source.labels == tuple(f"LABEL_{n}" for n in range(len(source.labels))):
+    if source.labels == tuple(f"LABEL_{n}" for n in range(len(task.labels))):
         return "its labels have no names: where they are the task's, name them in id2label of its config.json"
     return f"its labels are not the task's ({_difference(source.labels, task.labels)})"
 

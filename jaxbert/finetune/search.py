@@ -115,8 +115,10 @@ def trial_config(config: FinetuneConfig, values: Mapping[str, Any], number: int)
     try:
         for name in values:
             # Neither what is in a field of these, nor what has one of them in it.
-            if any(f"{name}.".startswith(f"{r}.") or f"{r}.".startswith(f"{name}.") for r in _RESERVED):
-                raise ConfigError(f"{name} is not for a trial to set: leave it out")
+            met = [r for r in _RESERVED if f"{name}.".startswith(f"{r}.") or f"{r}.".startswith(f"{name}.")]
+            if met:
+                within = f", with {met[0]} in it," if met[0].startswith(f"{name}.") else ""
+                raise ConfigError(f"{name}{within} is not for a trial to set: leave it out")
         workdir = str(folder_of(Path(config.workdir), number))
         base = dataclasses.replace(
             config, name=f"{config.name}, trial {number}", workdir=workdir, search=None, compare_untrained=False

@@ -231,11 +231,12 @@ def oddities(config: FinetuneConfig, source: Source, bound: BoundTask[Any, Any],
 
 def _check_export(bound: BoundTask[Any, Any], source: Source) -> None:
     """Raise ConfigError, before anything is trained, for a head that no folder could be written for."""
-    name = CLASS_PREFIX[source.family] + bound.architecture
-    if name not in ARCHITECTURES:
+    prefix = CLASS_PREFIX[source.family]
+    if prefix + bound.architecture not in ARCHITECTURES:
+        known = [name.removeprefix(prefix) for name, (family, _) in ARCHITECTURES.items() if family == source.family]
         raise ConfigError(
-            f"{type(bound).__name__}.architecture is {bound.architecture!r}, and there is no {name}: put the task on a head that "
-            f"there is ({', '.join(ARCHITECTURES)})"
+            f"{type(bound).__name__}.architecture is {bound.architecture!r}, and {source.family} has no such class: put the task on "
+            f"one of {', '.join(known)}"
         )
 
 

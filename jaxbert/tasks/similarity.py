@@ -144,9 +144,11 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
         vectors_NxD = _of_length_1(found.reshape(-1, found.shape[-1]))
         cosines_NxN = jnp.einsum("nd,md->nm", vectors_NxD, vectors_NxD, precision="highest")
         own_NxN = (group_N[:, None] == group_N[None, :]) & (role_N == _POSITIVE)[None, :] & (real_N > 0)[None, :]
-        # What reads as the anchor or as its positive is no negative, nor is what another row says belongs to the anchor.
-        same_NxN = (text_N[None, :] == text_N[:, None]) | (text_N[None, :] == positive_N[:, None])
-        same_NxN |= (anchor_N[None, :] == anchor_N[:, None]) & (role_N == _POSITIVE)[None, :]
+        # What reads as the anchor is no negative, nor what some row of the batch says belongs to it, wherever it stands.
+        reads_NxN = text_N[None, :] == text_N[:, None]
+        theirs_NxN = (anchor_N[None, :] == anchor_N[:, None]) & ((role_N == _POSITIVE) & (real_N > 0))[None, :]
+        belongs_NxN = jnp.einsum("nk,km->nm", theirs_NxN.astype(jnp.float32), reads_NxN.astype(jnp.float32)) > 0
+        same_NxN = reads_NxN | (text_N[None, :] == positive_N[:, None]) | belongs_NxN
         candidate_N = (real_N > 0) & ((role_N == _POSITIVE) | (role_N == _NEGATIVE))
         asked_NxN = own_NxN | (candidate_N[None, :] & ~same_NxN)
         logits_NxN = jnp.where(asked_NxN, cosines_NxN / self.settings.temperature, _NOTHING)

@@ -127,7 +127,7 @@ class BoundTask(abc.ABC, Generic[E, P]):
     """Names of what the model is called with, in order."""
     labels: Sequence[str]
     labels_are_outputs: bool = True
-    """Whether the head has an output for each of the labels."""
+    """Whether the labels are the names of the head's outputs."""
     together: bool = False
     """Whether the loss compares the features of an example, which must then be in one batch ("groups" says which belong together)."""
     ranked_by: str = "loss"

@@ -29,6 +29,7 @@ from jaxbert.finetune.config import (
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.finetune.training import Training
+from jaxbert.run_folder import check_same_finetuning
 from jaxbert.tasks.classification import BoundClassification
 from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
@@ -244,6 +245,22 @@ def test_another_setting_or_other_examples_are_refused(
         table.write_text(content)
 
 
+def test_a_setting_that_an_older_folder_has_not_was_at_its_default(finished: tuple[FinetuneConfig, FinetuneResult]):
+    config, _ = finished
+    path = pathlib.Path(config.workdir) / "config.json"
+    whole = path.read_text(encoding="utf8")
+    record = json.loads(whole)
+    del record["config"]["train"]["reinit_head"]
+    try:
+        path.write_text(json.dumps(record), encoding="utf8")
+        check_same_finetuning(config, record["examples"], path.parent)
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, reinit_head=True))
+        with pytest.raises(ConfigError, match=r"train.reinit_head was False and is True"):
+            check_same_finetuning(changed, record["examples"], path.parent)
+    finally:
+        path.write_text(whole, encoding="utf8")
+
+
 def test_a_finished_run_is_measured_on_a_longer_test_set(
     finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -335,7 +352,7 @@ def test_a_head_that_no_folder_is_written_for_is_refused_before_training(
 ):
     monkeypatch.setattr(BoundClassification, "architecture", "ForPoetry")
     with pytest.raises(
-        ConfigError, match=r"architecture is 'ForPoetry', and there is no BertForPoetry: put the task on a"
+        ConfigError, match=r"is 'ForPoetry', and bert has no such class: put the task on one of .*, ForSeq"
     ):
         training(small(tables, tmp_path / "run"))
 

@@ -306,5 +306,5 @@ def test_the_share_that_is_cut_is_said(tmp_path: pathlib.Path, encoder: Encoder)
         assert "2 examples (50.0%) are cut to data.max_length (5)" in found
         # Lengths are those of the texts, with [CLS] and [SEP], whatever is read of them.
         assert found.startswith("  lengths: 50 % up to 6, 90 % up to 6, 99 % up to 6, 100 % up to 6;")
-        assert lines[0] == "train: 4 examples in 4 sequences; 20 tokens before anything is cut"
+        assert lines[0] == "train: 4 examples in 4 sequences; 20 tokens before data.max_length cuts any"
         assert lines[2:4] == ["  a: 2 (50.0%)", "  b: 2 (50.0%)"]

@@ -190,7 +190,7 @@ WRONG = [
     ({"train.batch_size": 0}, r"train\.batch_size is 0: it must be"),
     ({"workdir": "x"}, "workdir is not for a trial to set"),
     ({"data.dev": ("x",)}, r"data\.dev is not for a trial to set"),
-    ({"data": {"dev": ("x",)}}, r"data is not for a trial to set"),
+    ({"data": {"dev": ("x",)}}, r"data, with data\.dev in it, is not for a trial to set"),
     ({"mesh.fsdp": 2}, r"mesh\.fsdp is not for a trial to set"),
 ]
 

@@ -75,12 +75,16 @@ def test_equal_texts_are_no_negatives():
 def test_what_belongs_to_the_same_anchor_is_no_negative():
     bound = bind()
     params = parameters_of(bound)
-    # Two answers of one question, each in a row of its own, and what answers it not.
-    rows = [Related("the cat", "a dog", ("no",)), Related("the cat", "big dog"), Related("it runs", "gone")]
+    # Two answers of one question, each in a row of its own; what answers it not; and an answer that is another question's negative.
+    rows = [
+        Related("the cat", "a dog", ("no",)),
+        Related("the cat", "big dog"),
+        Related("it runs", "gone", ("big dog",)),
+    ]
     vectors = vectors_of(bound, params, rows)
-    candidates = np.stack([*(one.positive for one in vectors), vectors[0].negatives[0]])
+    candidates = np.stack([*(one.positive for one in vectors), vectors[0].negatives[0], vectors[2].negatives[0]])
     losses = []
-    for n, asked in enumerate(([0, 2, 3], [1, 2, 3], [0, 1, 2, 3])):
+    for n, asked in enumerate(([0, 2, 3], [1, 2, 3], [0, 1, 2, 3, 4])):
         logits = candidates[asked] @ vectors[n].anchor / 0.05
         losses.append(np.log(np.exp(logits).sum()) - candidates[n] @ vectors[n].anchor / 0.05)
     assert loss_of(bound, params, rows) == pytest.approx(np.mean(losses), rel=1e-4)
