@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep memory that is freed, for the next one who asks; False where that is left as it was.
 
     XLA on a CPU allocates its buffers anew at every step. glibc takes large ones from the system and gives them back each time, and
-    the kernel clears every page again: a fifth of a step of a small model (benchmarks/allocator.py). The price is memory: the process
+    the kernel clears every page again (benchmarks/allocator.py measures what that costs). The price is memory: the process
     keeps what it had at its peak, and holes between small objects may raise that. Only programs call this, and first of all, since
     threads that have allocated keep an arena of their own; a library leaves its process as it is. Who sets MALLOC_ARENA_MAX,
     MALLOC_MMAP_MAX_ or MALLOC_TRIM_THRESHOLD_ in the environment has chosen already.
