@@ -3,6 +3,9 @@
     --config FILE            a Python file with get_config(), or the config.json of an earlier run
     --data.text PATH ...     and so on: any field of the configuration, by its name
 
+A config.json has values and no classes. That of a run whose settings are of somebody's own class comes after the file that has
+the class: --config own_task.py --config runs/own/config.json
+
 Reading a configuration file that is named on the command line runs it, as Python runs a script that is named there.
 """
 
@@ -34,10 +37,11 @@ def parse(arguments: Sequence[str], default: Callable[[], T], description: str) 
     """
     import tyro
 
-    file, rest = _take_config(list(arguments))
+    files, rest = _take_configs(list(arguments))
     base = default()
     cls = type(base)
-    base = base if file is None else load(Path(file), cls)
+    for n, file in enumerate(files):
+        base = load(Path(file), cls, base if n else None)
     usage = f"{description}\n\n--config FILE: a Python file with get_config(), or the config.json of an earlier run."
     options, default_options = _with_own_settings(base)
     found = tyro.cli(
@@ -60,14 +64,17 @@ def _with_own_settings(base: Any) -> tuple[type[Any], Any]:
     return cls, cls(**values)
 
 
-def load(path: Path, cls: type[T] = Config) -> T:
-    """The configuration in a .py or .json file. Raises `ConfigError` when it holds none of this class."""
+def load(path: Path, cls: type[T] = Config, like: T | None = None) -> T:
+    """The configuration in a .py or .json file. Raises `ConfigError` when it holds none of this class.
+
+    like: a configuration whose settings of somebody's own classes are known in a .json file too, by their "kind".
+    """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder: --config takes a .py file with get_config(), or a run's config.json")
     if not path.is_file():
         raise ConfigError(f"{path}: no such configuration file{_nearby(path)}")
     if path.suffix == ".json":
-        return _from_json_file(path, cls)
+        return _from_json_file(path, cls, like)
     if path.suffix != ".py":
         raise ConfigError(f"{path}: a configuration is a .py file with get_config(), or a config.json")
     try:
@@ -114,8 +121,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """A frozen dataclass from what `dataclasses.asdict` and JSON made of it.
+def from_dict(cls: type[T], values: Any, where: str = "", like: T | None = None) -> T:
+    """A frozen dataclass from what `dataclasses.asdict` and JSON made of it. `like`: as in `load`.
 
     Raises `ConfigError` for an unknown field, naming the nearest one, and for a value of another type.
     """
@@ -127,7 +134,14 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
             close = difflib.get_close_matches(name, types_by_name, n=1)
             hint = f"; did you mean {where}{close[0]}?" if close else ""
             raise ConfigError(f"{where}{name}: there is no such field{hint}")
-    return cls(**{name: _convert(types_by_name[name], value, where + name) for name, value in values.items()})
+    kinds = {name: _own_kind(getattr(like, name, None), value) or types_by_name[name] for name, value in values.items()}
+    return cls(**{name: _convert(kinds[name], value, where + name) for name, value in values.items()})
+
+
+def _own_kind(own: Any, value: Any) -> type[Any] | None:
+    """The class of settings that are known, where a value is of their kind."""
+    kind = getattr(own, "kind", None)
+    return type(own) if kind is not None and isinstance(value, dict) and value.get("kind") == kind else None
 
 
 def with_fields(config: T, values: Mapping[str, Any]) -> T:
@@ -163,10 +177,10 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _from_json_file(path: Path, cls: type[T]) -> T:
+def _from_json_file(path: Path, cls: type[T], like: T | None) -> T:
     record = read_record(path)
     try:
-        return from_dict(cls, record["config"])
+        return from_dict(cls, record["config"], like=like)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -200,18 +214,31 @@ def _of_kind(options: Sequence[Any], value: Any, where: str) -> Any:
         if option.kind == kind:
             return option
     kinds = ", ".join(option.kind for option in options)
-    raise ConfigError(f"{where}.kind is {kind!r}: it must be one of {kinds}")
+    raise ConfigError(
+        f"{where}.kind is {kind!r}: it must be one of {kinds}, or that of a Python file which stands before it: "
+        "--config own.py --config config.json"
+    )
 
 
-def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    for index, argument in enumerate(arguments):
+def _take_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config` names, in order, and the other arguments."""
+    files, rest = [], []
+    while arguments:
+        argument = arguments.pop(0)
         if argument == "--config":
-            if index + 1 == len(arguments):
+            if not arguments:
                 raise ConfigError("--config needs a file: configs/NAME.py, or the config.json of an earlier run")
-            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
-        if argument.startswith("--config="):
-            return argument.removeprefix("--config="), arguments[:index] + arguments[index + 1 :]
-    return None, arguments
+            files.append(arguments.pop(0))
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if len(files) > 1 and [Path(file).suffix for file in files] != [".py", ".json"]:
+        raise ConfigError(
+            f"--config names {', '.join(files)}: give one file, or a .py file with settings of your own and then the config.json "
+            "of a run with them"
+        )
+    return files, rest
 
 
 def _nearby(path: Path) -> str:

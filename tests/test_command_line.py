@@ -119,3 +119,6 @@ def test_files_that_hold_no_configuration(tmp_path: pathlib.Path):
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="--config needs a file"):
         read("--config")
+    for files in (("a.json", "b.json"), ("a.py", "b.py"), ("a.py", "b.json", "c.json")):
+        with pytest.raises(ConfigError, match=f"--config names {', '.join(files)}: give one file, or"):
+            read(*(argument for file in files for argument in ("--config", file)))

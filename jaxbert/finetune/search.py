@@ -283,7 +283,9 @@ def _finish(config: FinetuneConfig, study: "optuna.Study") -> SearchResult:
         say("no trial came to its end with a measure: narrow what suggest(trial) draws from")
     else:
         say(f"best: trial {best}, model: {found.model}")
-        say(f"train it again: python finetune.py --config {workdir / 'best.json'}")
+        # The settings of somebody's own task have their class in a file that we do not know.
+        own = "--config OWN.py " if hasattr(config.task, "make_task") else ""
+        say(f"train it again: python finetune.py {own}--config {workdir / 'best.json'}")
     say(f"report: {workdir / 'report.md'}   trials: {workdir / 'trials.png'}")
     return found
 

@@ -16,7 +16,7 @@ import transformers
 
 import jaxbert
 from jaxbert import command_line
-from jaxbert.config import VocabularyConfig
+from jaxbert.config import ConfigError, VocabularyConfig
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.run import finetune
 from jaxbert.text.vocabulary import save_tokenizer
@@ -85,6 +85,13 @@ def test_a_task_of_ones_own(model: pathlib.Path, tmp_path: pathlib.Path):
     assert jaxbert.load(result.model).predictor("classify").classify("all was bad")["label"] == "bad"
     with pytest.raises(SystemExit):
         command_line.parse([*arguments.split(), "--task.gama", "1"], FinetuneConfig, "")
+    # The run's own config.json says the same again, after the file that has its classes.
+    saved = f"--config {own_task.__file__} --config {result.workdir / 'config.json'}"
+    again = command_line.parse(saved.split(), FinetuneConfig, "")
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
+    assert type(again.task).__name__ == "FocalConfig"
+    with pytest.raises(ConfigError, match=r"task.kind is 'focal': .*--config own.py --config config.json"):
+        command_line.parse(saved.split()[2:], FinetuneConfig, "")
 
 
 def test_the_readme_shows_the_task_as_it_is(repository: pathlib.Path):
