@@ -1,10 +1,17 @@
-"""A small fine-tuning run: made-up reviews in which one word decides the class."""
+"""Small fine-tuning runs: made-up reviews in which one word decides the class, and any task from a file of a few lines."""
 
 import pathlib
 import random
 
 from jaxbert.config import OptimizerConfig, TrackingConfig
-from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, FinetuneConfig, FinetuneTrainConfig
+from jaxbert.finetune.config import (
+    ClassificationConfig,
+    ExamplesConfig,
+    FinetuneConfig,
+    FinetuneTrainConfig,
+    TaskConfig,
+)
+from jaxbert.finetune.run import FinetuneResult, finetune
 
 WORDS = {"bad": ("awful", "dull"), "fine": ("fair", "usual"), "good": ("lovely", "great")}
 NOUNS = "film book play song meal trip game show".split()
@@ -38,3 +45,27 @@ def small(folder: pathlib.Path, workdir: pathlib.Path, **changes) -> FinetuneCon
         "tracking": TrackingConfig(tensorboard=False),
     }
     return FinetuneConfig(**(settings | changes))
+
+
+def learn(
+    task: TaskConfig,
+    path: pathlib.Path,
+    epochs: float,
+    columns: tuple[str, ...] = (),
+    max_length: int = 64,
+    dropout: float = 0.0,
+    model: str | None = None,
+) -> FinetuneResult:
+    """Dev is what was learnt from: can it be learnt at all?"""
+    return finetune(
+        FinetuneConfig(
+            name="tiny",
+            workdir=str(path.parent / "run"),
+            task=task,
+            model=model,
+            dropout=dropout,
+            data=ExamplesConfig(train=(str(path),), dev=(str(path),), columns=columns, max_length=max_length),
+            optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_share=0.1, epsilon=1e-8),
+            train=FinetuneTrainConfig(epochs=epochs, batch_size=16, evaluations=1 / epochs, log_every=4),
+        )
+    )

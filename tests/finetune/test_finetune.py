@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -182,6 +183,54 @@ def test_resume_is_bitwise(
     assert lines(config.workdir) == lines(whole.workdir)
     for ours, theirs in zip(final_arrays(config.workdir), final_arrays(whole.workdir), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+PROCESS = """
+import sys, json, os
+number, port, tables, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import dataclasses, pathlib
+sys.path.insert(0, sys.argv[5])
+from made_runs import small
+from jaxbert.config import DistributedConfig
+from jaxbert.finetune.run import finetune
+config = small(pathlib.Path(tables), pathlib.Path(workdir), distributed=DistributedConfig(True, f"localhost:{port}", 2, number))
+result = finetune(config)
+assert result.model.is_dir()
+print(json.dumps([result.step, dict(result.dev)]))
+"""
+
+
+def test_two_processes_train_the_same_model(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    whole, result = finished
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    arguments = [port, str(tables), str(tmp_path / "run"), str(pathlib.Path(__file__).parent)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(number), *arguments], stdout=subprocess.PIPE, text=True)
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    # Both know the same of how good it is.
+    first, second = (json.loads(text.splitlines()[-1]) for text in said)
+    assert first == second
+    assert first[0] == result.step
+    assert first[1] == pytest.approx(dict(result.dev), rel=1e-3)
+    ours, theirs = lines(tmp_path / "run"), lines(whole.workdir)
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.pop("split") == other.pop("split")
+        assert mine == pytest.approx(other, rel=1e-3, abs=1e-5)
+    name = "classifier.weight"
+    here, there = (
+        load_file(folder / "model" / "model.safetensors")[name] for folder in (tmp_path / "run", result.workdir)
+    )
+    np.testing.assert_allclose(here, there, rtol=0, atol=1e-3)
 
 
 def test_frozen_blocks_stay_to_the_bit_and_those_that_start_anew_do_not(

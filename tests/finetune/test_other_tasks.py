@@ -8,21 +8,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from made_runs import learn
 
-from jaxbert.config import OptimizerConfig
 from jaxbert.finetune.config import (
     ChoiceConfig,
     ExamplesConfig,
-    FinetuneConfig,
-    FinetuneTrainConfig,
     RelationConfig,
     SimilarityConfig,
     SpanConfig,
     TaggingConfig,
-    TaskConfig,
 )
 from jaxbert.finetune.examples import read_all
-from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.finetune.run import FinetuneResult
 from jaxbert.model.classifiers import (
     BertForMultipleChoice,
     BertForQuestionAnswering,
@@ -41,28 +38,6 @@ PLACES = ["rome", "oslo", "lima", "cork"]
 def _elsewhere(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """In a folder without runs/, so that the encoder is a new one."""
     monkeypatch.chdir(tmp_path)
-
-
-def learn(
-    task: TaskConfig,
-    path: pathlib.Path,
-    epochs: float,
-    columns: tuple[str, ...] = (),
-    max_length: int = 64,
-    dropout: float = 0.0,
-) -> FinetuneResult:
-    """Dev is what was learnt from: can it be learnt at all?"""
-    return finetune(
-        FinetuneConfig(
-            name="tiny",
-            workdir=str(path.parent / "run"),
-            task=task,
-            dropout=dropout,
-            data=ExamplesConfig(train=(str(path),), dev=(str(path),), columns=columns, max_length=max_length),
-            optimizer=OptimizerConfig(peak_learning_rate=3e-3, warmup_share=0.1, epsilon=1e-8),
-            train=FinetuneTrainConfig(epochs=epochs, batch_size=16, evaluations=1 / epochs, log_every=4),
-        )
-    )
 
 
 def reported(result: FinetuneResult, metric: str) -> dict:
