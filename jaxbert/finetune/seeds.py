@@ -140,8 +140,10 @@ def spread(results: Sequence[FinetuneResult]) -> dict[str, dict[str, Spread]]:
     found: dict[str, dict[str, Spread]] = {}
     for split in _SPLITS:
         measures = [measures_of(result)[split] for result in results]
-        # The terms of the loss are left out: a task of labelled data has one, which is the loss again.
-        for name in dict.fromkeys(name for one in measures for name in one if not name.endswith("_loss")):
+        names = list(dict.fromkeys(name for one in measures for name in one))
+        terms = [name for name in names if name.endswith("_loss")]
+        # The only term of a loss is the loss again.
+        for name in names if len(terms) > 1 else (name for name in names if name not in terms):
             values = [one[name] for one in measures if name in one]
             sd = statistics.stdev(values) if len(values) > 1 else None
             found.setdefault(split, {})[name] = Spread(statistics.fmean(values), sd, len(values))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import socket
@@ -28,7 +29,7 @@ from jaxbert.finetune.config import (
     SimilarityConfig,
 )
 from jaxbert.finetune.examples import read_all
-from jaxbert.finetune.run import FinetuneResult, finetune
+from jaxbert.finetune.run import FinetuneResult, _finetune_once, finetune
 from jaxbert.finetune.training import Training
 from jaxbert.run_folder import check_same_finetuning
 from jaxbert.tasks.classification import BoundClassification
@@ -439,6 +440,66 @@ def test_a_plateau_ends_a_run_with_patience(
     assert next(values) == 0.9
     # Of equal checkpoints the newest stays.
     assert outcome.step == outcome.result.step
+
+
+def test_what_is_hopeless_ends_without_a_model(tables: pathlib.Path, tmp_path: pathlib.Path):
+    """As a search ends a trial: asked after each evaluation but the last, with what it measured."""
+    asked = []
+
+    def hopeless(number: int, value: float) -> bool:
+        asked.append((number, value))
+        return number == 2
+
+    config = small(tables, tmp_path / "run")
+    result = _finetune_once(config, read_all(make_task(config.task), config.data), None, hopeless)
+    evaluated = [line for line in lines(config.workdir) if line["split"] == "heldout"]
+    assert [line["step"] for line in evaluated] == [10, 20]
+    assert asked == [(n, line["accuracy"]) for n, line in enumerate(evaluated, 1)]
+    assert (result.model, result.step) == (None, 20)
+    assert result.dev["accuracy"] == evaluated[-1]["accuracy"]
+    assert not (tmp_path / "run" / "report.md").exists()
+
+
+def test_what_pretraining_buys(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    """The same encoder without its parameters is trained beside it, and both are in the report."""
+    few = FinetuneTrainConfig(epochs=1, batch_size=16, log_every=1)
+    config = small(tables, tmp_path / "run", model=str(finished[1].model), compare_untrained=True, train=few)
+    result = finetune(config)
+    # The one has learnt the task before.
+    assert result.untrained["accuracy"] < 0.9 < result.dev["accuracy"]
+    alone = lines(tmp_path / "run" / "untrained")
+    assert result.untrained["accuracy"] == max(line["accuracy"] for line in alone if line["split"] == "heldout")
+    report = report_of(config)
+    assert report["untrained"] == dict(result.untrained)
+    page = (tmp_path / "run" / "report.md").read_text(encoding="utf8")
+    assert f"| accuracy | {result.dev['accuracy']:.4f} | {result.untrained['accuracy']:.4f} |" in page
+
+
+def test_the_newest_run_is_started_from(tmp_path: pathlib.Path):
+    """Of those that pretraining made, the one with the newest checkpoint; fine-tuned models lie in the same folder."""
+    assert source.newest_run() is None
+    assert source.start_of(FinetuneConfig()) == source.NEW
+    for age, (name, parts) in enumerate(
+        {
+            "old": ("rows", "checkpoints", "metrics/1.json"),
+            "new": ("rows", "checkpoints", "metrics/2.json"),
+            "started": ("rows", "checkpoints"),
+            "finetuned": ("checkpoints", "metrics/9.json"),
+        }.items()
+    ):
+        for part in parts:
+            path = tmp_path / "runs" / name / part.replace("metrics", source.RECORDS)
+            (path.parent if path.suffix else path).mkdir(parents=True, exist_ok=True)
+            if path.suffix:
+                path.write_text("{}")
+                os.utime(path, (age, age))
+    assert source.newest_run() == pathlib.Path("runs/new")
+    assert source.start_of(FinetuneConfig()) == "runs/new"
+    # A run goes on from what it started from; what was named counts most.
+    assert source.start_of(FinetuneConfig(), "runs/old") == "runs/old"
+    assert source.start_of(FinetuneConfig(model="there"), "runs/old") == "there"
 
 
 def test_a_measure_that_there_is_not_is_refused(tables: pathlib.Path, tmp_path: pathlib.Path):

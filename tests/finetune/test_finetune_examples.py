@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import io
+import json
 import os
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.records import ExamplesError
 from jaxbert.finetune import builtin
 from jaxbert.finetune.check import describe
-from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, TaggingConfig
+from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, SpanConfig, TaggingConfig, TaskConfig
 from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Encoder
@@ -308,3 +309,36 @@ def test_the_share_that_is_cut_is_said(tmp_path: pathlib.Path, encoder: Encoder)
         assert found.startswith("  lengths: 50 % up to 6, 90 % up to 6, 99 % up to 6, 100 % up to 6;")
         assert lines[0] == "train: 4 examples in 4 sequences; 20 tokens before data.max_length cuts any"
         assert lines[2:4] == ["  a: 2 (50.0%)", "  b: 2 (50.0%)"]
+
+
+def described(task: TaskConfig, path: pathlib.Path, encoder: Encoder) -> list[str]:
+    """What is said of the training file, which dev is too."""
+    made = make_task(task)
+    examples = read_all(made, ExamplesConfig((str(path),), (str(path),)))
+    bound = made.bind(examples.labels, examples.train, encoder)
+    return describe(made, bound, dataclasses.replace(examples, dev=[]), encoder)
+
+
+def test_lengths_of_what_is_read_in_windows_are_its_own(tmp_path: pathlib.Path, encoder: Encoder):
+    short, path = encoder._replace(max_length=10), tmp_path / "train.conll"
+    path.write_text("one\tB-A\n" + "two\tO\n" * 11 + "\nthree\tO\n")
+    lines = described(TaggingConfig(), path, short)
+    at = next(n for n, line in enumerate(lines) if line.startswith("train: 2 examples in "))
+    assert int(lines[at].split(" in ")[1].split()[0]) > 2
+    assert lines[at].endswith(" sequences; 17 tokens before data.max_length cuts any")
+    assert lines[at + 1] == (
+        "  lengths: 50 % up to 14, 90 % up to 14, 99 % up to 14, 100 % up to 14; "
+        "0 examples (0.0%) are cut to data.max_length (10), 1 examples (50.0%) are read in windows of 10"
+    )
+    assert any("more windows" in line for line in lines)
+
+    context = "one two " * 6
+    asked = [{"id": f"{n}", "question": "three", "answers": [{"text": "one", "answer_start": 0}]} for n in range(2)]
+    paragraphs = [{"context": context, "qas": asked[:1]}, {"context": "one two", "qas": asked[1:]}]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    lines = described(SpanConfig(stride=2), path, short)
+    at = next(n for n, line in enumerate(lines) if line.startswith("train: 2 examples in "))
+    # [CLS] three [SEP] and twelve words or two, and [SEP].
+    assert lines[at + 1].startswith("  lengths: 50 % up to 16, 90 % up to 16, 99 % up to 16, 100 % up to 16; ")
+    assert lines[at + 1].endswith("1 examples (50.0%) are read in windows of 10")

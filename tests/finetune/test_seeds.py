@@ -86,6 +86,15 @@ def test_the_numbers_are_those_by_hand(tmp_path: pathlib.Path, capsys: pytest.Ca
     assert "0.5250 ± 0.3304" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("terms", "shown"), [((), ()), (("label_loss",), ()), (("a_loss", "b_loss"), ("a_loss", "b_loss"))]
+)
+def test_terms_of_a_loss_that_has_several(tmp_path: pathlib.Path, terms: tuple[str, ...], shown: tuple[str, ...]):
+    measures = {"loss": 1.0, "accuracy": 0.5} | dict.fromkeys(terms, 0.5)
+    result = FinetuneResult(tmp_path, None, 1, measures, {}, {}, "accuracy")
+    assert [*seeds.spread([result])["dev"]] == ["loss", "accuracy", *shown]
+
+
 def test_when_no_seed_is_finished(tmp_path: pathlib.Path):
     found = finetune_seeds(FinetuneConfig(workdir=str(tmp_path), seed=5, seeds=1), pretend)
     assert (found.model, found.best_seed, found.spread) == (None, None, {})
