@@ -93,6 +93,7 @@ def _export(run: Training, outcome: Outcome, metrics: Mapping[str, float], folde
             **({"low-rank adapters": _adapters(run)} if run.adapted else {}),
         },
         metrics={f"dev {name}": value for name, value in metrics.items() if math.isfinite(value)},
+        embedder=run.bound.embedder is not None,
         adapter=run.config.lora.export == "separate",
     )
     extra = {key: value for key, value in run.source.extra.items() if key not in OF_A_TASK}

@@ -60,6 +60,5 @@ def save(
         whole = params if task is None else task.merged(params)
         return huggingface.save(folder, params=whole, carried=source.carried, embedder=embedder, **keep)
     heads = tuple(name for name in task.trained if name != "lora")
-    return adapter.write_adapter(
-        folder, params=params, base=source.name, rank=lora.rank, alpha=lora.alpha, groups=heads, **keep
-    )
+    own = {"base": source.name, "rank": lora.rank, "alpha": lora.alpha, "groups": heads, "embedder": embedder}
+    return adapter.write_adapter(folder, params=params, **own, **keep)

@@ -164,8 +164,6 @@ def _lora(c: FinetuneConfig) -> Iterator[str]:
         if lora.targets != LoraConfig.targets:
             yield f"lora.targets are {', '.join(lora.targets)} and there are no adapters: set lora.rank"
         return
-    if lora.export == "separate" and isinstance(c.task, SimilarityConfig):
-        yield 'lora.export is "separate" and the task is similarity, whose folder also says how texts are pooled: use "merged"'
     if lora.rank < 1:
         yield f"lora.rank is {lora.rank}: it must be at least 1"
     if not 0 < lora.alpha < math.inf:

@@ -20,12 +20,14 @@ from jaxbert.weights.configuration import (
     ARCHITECTURES,
     CLASS_PREFIX,
     HfConfiguration,
+    is_base,
     read_configuration,
     read_json,
     stored_groups,
     write_configuration,
 )
 from jaxbert.weights.disassemble import disassemble
+from jaxbert.weights.embedder import Embedder, write_embedder
 from jaxbert.weights.folder import ADAPTER, ADAPTER_CONFIG, MERGED_CONFIG, inside, write_json, written_whole
 from jaxbert.weights.names import BASE, TABLE, Parameter, WeightsError, shown
 from jaxbert.weights.safetensors_file import open_file, write_file
@@ -72,22 +74,27 @@ def write_adapter(
     extra: Mapping[str, Any] | None = None,
     labels: int = 2,
     unused_positions: int = 0,
+    embedder: Embedder | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Writes a folder for `peft.PeftModel.from_pretrained(model of the class architecture, folder)`, and for `jaxbert.load`.
+
+    With an embedder, sentence-transformers loads it too, where its base still is.
 
     Args:
       params: "lora", as `jaxbert.model.lora.init_adapters` makes it, and the groups.
       base: path or name of the model that the adapters are for.
       groups: heads that go with them ("sequence", and "pooler" where the base has none), which peft calls modules_to_save.
-      architecture, card, extra, labels, unused_positions, overwrite: as in `jaxbert.weights.huggingface.save`.
+      architecture, card, extra, labels, unused_positions, embedder, overwrite: as in `jaxbert.weights.huggingface.save`.
 
     Raises WeightsError for a folder that is there, and for parameters that do not fit.
     """
     layout = Layout(config, ARCHITECTURES[architecture][0], labels, unused_positions)
     adapters = dict(_adapters(params["lora"], layout))
     heads = _heads(params, layout, stored_groups(architecture, groups))
-    arrays = {_PREFIX + name: array for name, array in (adapters | heads).items()}
+    # The encoder's own class has no name before its parts.
+    front = f"{BASE[layout.family]}." if is_base(architecture) else ""
+    arrays = {_PREFIX + name.removeprefix(front): array for name, array in (adapters | heads).items()}
     faulty = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
     if faulty is not None:
         raise WeightsError(f"{faulty} is not finite: export an earlier checkpoint")
@@ -114,6 +121,8 @@ def write_adapter(
             copy_tokenizer(pathlib.Path(tokenizer), partial, config.max_position_embeddings)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf8")
+        if embedder is not None:
+            write_embedder(partial, config.hidden_size, embedder, config.max_position_embeddings)
     return target
 
 

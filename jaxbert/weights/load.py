@@ -144,7 +144,8 @@ def load(
     place = _local(path_or_name)
     found = find(transformer_folder(place))
     if found.kind == "adapter":
-        return _load_adapter(found, request, bool(scan_layers), base)
+        adapted = _load_adapter(found, request, bool(scan_layers), base)
+        return dataclasses.replace(adapted, embedder=read_embedder(place if place.is_dir() else found.folder))
     if base is not None:
         raise WeightsError(f"{place}: is no adapter, and needs no base: leave out base=")
     if found.kind == "run":

@@ -74,11 +74,12 @@ def _loading(architecture: str, embedder: bool, has_tokenizer: bool, adapter: bo
     lines = ["import jaxbert", 'model = jaxbert.load("PATH")', ""]
     if adapter:
         lines[1] = 'model = jaxbert.load("PATH")  # base="...": where its base model is, if not where it was'
+    if embedder:
+        return [*lines, "from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer("PATH")']
+    if adapter:
         names = f"from transformers import {architecture}"
         made = f'base = {architecture}.from_pretrained("BASE", num_labels=...)'
         return [*lines, "from peft import PeftModel", names, made, 'model = PeftModel.from_pretrained(base, "PATH")']
-    if embedder:
-        return [*lines, "from sentence_transformers import SentenceTransformer", 'model = SentenceTransformer("PATH")']
     names = f"AutoTokenizer, {architecture}" if has_tokenizer else architecture
     lines += [f"from transformers import {names}", f'model = {architecture}.from_pretrained("PATH")']
     return lines + (['tokenizer = AutoTokenizer.from_pretrained("PATH")'] if has_tokenizer else [])

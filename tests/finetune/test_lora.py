@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbert import load
 from jaxbert.config import ConfigError, MeshConfig, ModelConfig, OptimizerConfig, VocabularyConfig
-from jaxbert.finetune.config import FinetuneConfig, FinetuneTrainConfig, LoraConfig
+from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig, LoraConfig, SimilarityConfig
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.finetune.validation import validate
 from jaxbert.model.bert import BertForPreTraining
@@ -251,6 +251,42 @@ def test_adapters_say_the_same_in_peft(separate: tuple[FinetuneConfig, FinetuneR
     assert (again.architecture, again.labels) == ("BertForSequenceClassification", 3)
     for ours, others in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_allclose(ours, others, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_embedders_adapters_in_sentence_transformers(place: pathlib.Path, tmp_path: pathlib.Path):
+    peft = pytest.importorskip("peft")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    texts = [text for text, _ in reviews(16, 2)]
+    rows = [f"{one}\t{other}" for one, other in zip(texts[::2], texts[1::2], strict=True)]
+    (tmp_path / "train.tsv").write_text("anchor\tpositive\n" + "\n".join(rows) + "\n")
+    config = run_of(
+        place,
+        tmp_path / "run",
+        task=SimilarityConfig(pooling="cls"),
+        data=ExamplesConfig(train=(str(tmp_path / "train.tsv"),), dev=(str(tmp_path / "train.tsv"),), max_length=24),
+        lora=LoraConfig(rank=4, targets=ALL, export="separate"),
+        train=FinetuneTrainConfig(epochs=4, batch_size=8),
+    )
+    folder = finetune(config).model
+    assert folder is not None
+    assert not (folder / "model.safetensors").exists()
+    loaded = load(folder)
+    assert loaded.embedder is not None
+    assert (loaded.embedder.pooling, loaded.embedder.normalize, loaded.embedder.max_length) == ("cls", True, 24)
+    ours = loaded.predictor().embed(texts)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    # peft on the encoder's own class.
+    model = peft.PeftModel.from_pretrained(transformers.BertModel.from_pretrained(place / "base"), folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        first = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).last_hidden_state[:, 0]
+    np.testing.assert_allclose(ours, torch.nn.functional.normalize(first), rtol=0, atol=1e-5)
+    # The adapters are in it: the base says something else.
+    before = load(place / "base").predictor("embed").embed(texts, pooling="cls", normalize=True)
+    assert np.abs(ours - before).max() > 1e-2
+    assert "SentenceTransformer" in (folder / "README.md").read_text(encoding="utf8")
 
 
 def lines(workdir: str) -> list[dict[str, Any]]:
