@@ -7,6 +7,7 @@ jaxbert predict --model folder/ --task fill-mask < texts > results.jsonl
 
 import contextlib
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -39,11 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(arguments: Sequence[str], text: str) -> int:
     from jaxbert import command_line
-    from jaxbert.config import Config
+    from jaxbert.config import Config, ConfigError
     from jaxbert.text.prepare import prepare
     from jaxbert.validation import validate
 
-    config = command_line.parse(arguments, Config, text)
+    # What train.py takes, so that it finds the rows.
+    tiny = pathlib.Path(__file__).parents[1] / "configs" / "tiny.py"
+    named = any(argument.partition("=")[0] in ("--config", "--help", "-h") for argument in arguments)
+    if not named and not tiny.is_file():
+        raise ConfigError("jaxbert prepare needs --config FILE, the one that the training will have")
+    config = command_line.parse(arguments, lambda: command_line.load(tiny) if tiny.is_file() else Config(), text)
     validate(config)
     prepared = prepare(config, on_progress=print, verify="hash")
     for (split, length), store in prepared.stores.items():

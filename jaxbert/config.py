@@ -95,8 +95,8 @@ class VocabularyConfig:
     """An existing vocab.txt, tokenizer.json or Hugging Face tokenizer folder. None: learn one from the text."""
     size: int = 30522
     """Tokens to learn, special and unused ones included."""
-    lowercase: bool = True
-    """Lower-case the text and strip accents ("uncased")."""
+    lowercase: bool | None = None
+    """Lower-case the text and strip accents ("uncased"). None: yes, but for an existing vocabulary that has capitals or says no."""
     min_frequency: int = 2
     """A piece that is seen less often than this is not learnt, in occurrences."""
     alphabet_limit: int = 6000

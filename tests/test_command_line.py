@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
 
+from jaxbert.cli import main
 from jaxbert.command_line import from_dict, load, parse, save
 from jaxbert.config import Config, ConfigError, DataConfig, LongPhase, TrainConfig
 
@@ -99,6 +101,17 @@ def test_integers_serve_as_floats_and_none_as_none():
     config = from_dict(Config, {"train": {"alpha": 2}, "model": {"vocab_size": None}})
     assert isinstance(config.train.alpha, float)
     assert config.model.vocab_size is None
+
+
+def test_prepare_takes_what_train_takes(monkeypatch: pytest.MonkeyPatch, repository: pathlib.Path):
+    seen = []
+    monkeypatch.setattr(
+        "jaxbert.text.prepare.prepare", lambda config, **_: seen.append(config) or types.SimpleNamespace(stores={})
+    )
+    assert main(["prepare", "--workdir", "w"]) == 0
+    assert main(["prepare", "--config", str(repository / "configs/bert_mini.py")]) == 0
+    assert seen[0] == dataclasses.replace(load(repository / "configs/tiny.py"), workdir="w")
+    assert seen[1] == load(repository / "configs/bert_mini.py")
 
 
 def test_files_that_hold_no_configuration(tmp_path: pathlib.Path):

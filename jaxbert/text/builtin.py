@@ -54,7 +54,7 @@ class _Source:
 
 
 def versions() -> list[dict[str, str]]:
-    """What the built-in corpus is made of: name and version of Python and of each package, and of the cleaning."""
+    """What the built-in corpus is made of: name and version of Python and of each package."""
     found = [{"name": "builtin:python", "version": platform.python_version()}]
     for distribution in sorted(_PACKAGES.values()):
         try:

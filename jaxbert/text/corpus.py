@@ -1,7 +1,8 @@
 """Raw text as a stream of documents, in an order that is always the same, and who of them is held out.
 
 The stream holds one document at most, and of a long one only a piece: memory grows neither with the corpus nor with a
-document. What can't be text (not UTF-8, NUL, lone surrogates) is dropped whole, counted, and sampled.
+document. A document (of a long one, a piece) that can't be text (not UTF-8, NUL, lone surrogates) is dropped whole, counted, and
+sampled.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ __all__ = ["CorpusError", "Document", "Rejects", "documents", "is_heldout", "lis
 
 _DIGEST_WINDOW = 64 << 10
 _MAX_SAMPLES = 100
-# From here on a share means something, so that a hopeless corpus stops the run at once.
-_EARLY_CHECK = 1000
+# A corpus that is mostly rejected stops the run at once. A smaller share is judged at the end: bad documents often come together.
+_EARLY_CHECK, _HOPELESS = 1000, 0.5
 
 # Ideographic, NO-BREAK and ASCII spaces make a line blank; the next line's indentation goes with the separator.
 _BLANK_LINES = re.compile(rb"\n(?:(?:[ \t\r\f\v]|\xe3\x80\x80|\xc2\xa0)*\n)+\s*")
@@ -66,12 +67,12 @@ class Rejects:
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in self.samples)
 
-    def check(self, max_share: float) -> None:
-        """Raise `CorpusError` when more than `max_share` of the documents is rejected."""
-        if self.rejected > max_share * self.documents:
+    def check(self, allowed: float, share: float | None = None) -> None:
+        """Raise `CorpusError` when more than `allowed` of the documents, or than a larger `share`, is rejected."""
+        if self.rejected > max(allowed, share or 0.0) * self.documents:
             first = self.samples[0]
             raise CorpusError(
-                f"{self.rejected} of {self.documents} documents are rejected, above data.max_rejected_share {max_share}; "
+                f"{self.rejected} of {self.documents} documents are rejected, above data.max_rejected_share {allowed}; "
                 f"the first: {first['source']}: {first['reason']}"
             )
 
@@ -133,7 +134,7 @@ def _documents(
             if isinstance(text, Bad):
                 rejects.reject(identity, text.reason, text.sample)
                 if rejects.documents >= _EARLY_CHECK:
-                    rejects.check(data.max_rejected_share)
+                    rejects.check(data.max_rejected_share, _HOPELESS)
             elif not text.isspace():
                 accepted += 1
                 yield Document(text, identity, digest)

@@ -13,6 +13,7 @@ stale rows are never taken for fresh ones, and nobody's rows are deleted.
 """
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,7 +34,7 @@ from jaxbert.text.corpus import CorpusError, Document, Rejects, documents, is_he
 from jaxbert.text.merge import NOT_IN_FINGERPRINT, merge, store_folder, summary
 from jaxbert.text.rows import FORMAT_VERSION, Rows, RowsError, atomic_file, write_json
 from jaxbert.text.units import NUM_SAMPLES, SPLITS, Split, Unit, UnitCutter, UnitSettings, smallest_by_hash
-from jaxbert.text.vocabulary import Vocabulary
+from jaxbert.text.vocabulary import Vocabulary, VocabularyError
 from jaxbert.text.workers import run_units
 
 PREPARED, SAMPLES, REJECTED, TOKENIZER, UNITS = (
@@ -73,15 +74,17 @@ def prepare(
     CorpusError, VocabularyError, RowsError: one line that names the thing and the way out.
     """
     root = pathlib.Path(config.data.rows or pathlib.Path(config.workdir) / "rows")
-    settings = _settings(config)
+    ingredients = _settings(config)
     try:
-        ingredients = settings | _listings(config)
-    except CorpusError:
-        # The rows may have come from a machine that has the text.
-        moved = _made_elsewhere(root, settings, _named_text(config))
+        ingredients |= _vocabulary_ingredients(config.data.vocabulary)
+        ingredients |= _listings(config)
+    except (CorpusError, VocabularyError):
+        # The rows may have come from a machine that has the text, and the vocabulary's file.
+        moved = _made_elsewhere(root, ingredients, _named(config))
         if moved is None:
             raise
-        on_progress(f"rows: data.text is not on this machine; taking those in {moved}, whose settings are the same")
+        what = "data.text" if "vocabulary" in ingredients else "data.vocabulary.path"
+        on_progress(f"rows: {what} is not on this machine; taking those in {moved}, whose settings are the same")
         return _found(moved, verify)
     fingerprint = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     folder = root / fingerprint[:12]
@@ -92,7 +95,7 @@ def prepare(
             raise RowsError(f"{folder}: {error.strerror}: set data.rows to a folder that can be written") from error
         with _locked(folder, on_progress):
             if not (folder / PREPARED).is_file():
-                report = {"fingerprint": fingerprint, "ingredients": ingredients, "named": _named_text(config)}
+                report = {"fingerprint": fingerprint, "ingredients": ingredients, "named": _named(config)}
                 _make(config, folder, report, on_progress)
     else:
         on_progress(f"rows: found in {folder}")
@@ -100,7 +103,7 @@ def prepare(
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Everything but the text that decides the rows."""
+    """Everything that decides the rows, but the text and the vocabulary."""
     data = config.data
     settings = {k: v for k, v in dataclasses.asdict(data).items() if k not in NOT_IN_FINGERPRINT}
     return {
@@ -108,7 +111,6 @@ def _settings(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "lengths": _lengths(config),
         "settings": settings,
-        "vocabulary": _vocabulary_ingredients(data.vocabulary),
     }
 
 
@@ -121,13 +123,14 @@ def _listings(config: Config) -> dict[str, Any]:
     }
 
 
-def _named_text(config: Config) -> dict[str, list[str]]:
-    """The text as the settings name it."""
-    return {"text": list(config.data.text), "heldout_text": list(config.data.heldout_text)}
+def _named(config: Config) -> dict[str, Any]:
+    """The text, and the vocabulary's file, as the settings name them."""
+    data = config.data
+    return {"text": list(data.text), "heldout_text": list(data.heldout_text), "vocabulary": data.vocabulary.path}
 
 
-def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any], named: dict[str, list[str]]) -> pathlib.Path | None:
-    """The one finished folder that was made with these settings from text of these names; None where there is not one."""
+def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any], named: dict[str, Any]) -> pathlib.Path | None:
+    """The one finished folder that was made with these settings from what has these names; None where there is not one."""
     # As they look after a turn through JSON.
     settings = json.loads(json.dumps(settings))
     reports = {path.parent: _report(path.parent) for path in sorted(root.glob(f"*/{PREPARED}"))}
@@ -141,8 +144,9 @@ def _made_elsewhere(root: pathlib.Path, settings: dict[str, Any], named: dict[st
 
 def _vocabulary_ingredients(config: VocabularyConfig) -> dict[str, Any]:
     if config.path is None:
-        return dataclasses.asdict(config)
-    return {"fingerprint": vocabularies.fingerprint(vocabularies.load_tokenizer(config.path, config.lowercase))}
+        return {"vocabulary": dataclasses.asdict(config) | {"lowercase": config.lowercase is not False}}
+    tokenizer = vocabularies.load_tokenizer(config.path, config.lowercase)
+    return {"vocabulary": {"fingerprint": vocabularies.fingerprint(tokenizer)}}
 
 
 def _lengths(config: Config) -> tuple[int, ...]:
@@ -158,6 +162,10 @@ def _locked(folder: pathlib.Path, on_progress: Callable[[str], None]) -> Iterato
         except BlockingIOError:
             on_progress(f"rows: another process is preparing {folder}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            # File systems without locks have none here either.
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                raise
         yield
 
 
@@ -179,6 +187,11 @@ def _found(folder: pathlib.Path, verify: Literal["size", "hash"]) -> Prepared:
         except RowsError as error:
             raise RowsError(f"{error} (delete {folder} first)") from error
     tokenizer = vocabularies.load_tokenizer(str(folder / TOKENIZER))
+    if report["tokenizer"] != vocabularies.fingerprint(tokenizer):
+        raise RowsError(
+            f"{folder / TOKENIZER}: is not the tokenizer that the rows were made with: bring it back, or delete {folder} and prepare "
+            "the rows again"
+        )
     return Prepared(folder, folder / TOKENIZER, stores, Vocabulary.of(tokenizer), folder / SAMPLES, report)
 
 
@@ -198,7 +211,8 @@ def _make(config: Config, folder: pathlib.Path, report: dict[str, Any], on_progr
         for sentence in smallest_by_hash(samples, NUM_SAMPLES, config.seed):
             file.write(json.dumps({"text": sentence}, ensure_ascii=False).encode() + b"\n")
     stores = {name: {k: v for k, v in m.items() if k != "shards"} for name, m in manifests.items()}
-    write_json(folder / PREPARED, report | {"documents": dict(counts), "rejected": rejected, "stores": stores})
+    made = {"tokenizer": vocabularies.fingerprint(tokenizer), "documents": dict(counts), "rejected": rejected}
+    write_json(folder / PREPARED, report | made | {"stores": stores})
     shutil.rmtree(units)
     for name, manifest in manifests.items():
         on_progress(summary(name, manifest, config))
@@ -287,7 +301,9 @@ def _work(
             spoken = time.monotonic()
             on_progress(f"rows: {found + done} units of about {config.data.unit_megabytes:g} MB done")
 
-    workers = config.data.workers or len(os.sched_getaffinity(0))
+    # Only Linux tells which cores are ours.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = config.data.workers or cores or 1
     with _noted(rejects, folder):
         run_units(missing_units(), settings, folder / UNITS, workers, on_done)
     if found:

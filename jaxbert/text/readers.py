@@ -155,9 +155,14 @@ def blocks(file: TextFile) -> Iterator[bytes]:
         # A \r at the end waits for its \n.
         carried = b"\r" if block.endswith(b"\r") else b""
         block = block[: len(block) - len(carried)]
-        yield block.replace(b"\r\n", b"\n") if b"\r" in block else block
+        yield _lines_as_ours(block)
     if carried:
-        yield carried
+        yield b"\n"
+
+
+def _lines_as_ours(text: bytes) -> bytes:
+    """Windows' line ends, and the Macintosh's of old, as \\n."""
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
 
 
 def _raw_blocks(file: TextFile) -> Iterator[bytes]:
@@ -176,9 +181,14 @@ def _raw_blocks(file: TextFile) -> Iterator[bytes]:
         raise CorpusError(f"{file.name}: {damaged}: {one_line(error)}") from error
 
 
+def _decoder() -> Any:
+    # Large dumps are packed with windows of up to 2 GiB (zstd --long=31), which the library refuses unless told.
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+
 def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
     """The frames of a zstd stream. Raises EOFError when the last one is cut off, which zstandard's own reader is silent on."""
-    decoder = zstandard.ZstdDecompressor().decompressobj()
+    decoder = _decoder()
     inside, held, size = False, [], 0
     while block := stream.read(BLOCK_BYTES):
         # Small slices: one byte of input can stand for 32 KiB of output.
@@ -191,7 +201,7 @@ def _zstd_blocks(stream: IO[bytes]) -> Iterator[bytes]:
                 inside, data = not decoder.eof, b""
                 if decoder.eof:
                     data = decoder.unused_data
-                    decoder = zstandard.ZstdDecompressor().decompressobj()
+                    decoder = _decoder()
             if size >= BLOCK_BYTES:
                 yield b"".join(held)
                 held, size = [], 0
@@ -246,13 +256,13 @@ def _json_text(line: bytes, field: str) -> bytes | Bad:
 
 def encoded(value: object, field: str) -> bytes | Bad:
     if isinstance(value, bytes):
-        return value.replace(b"\r\n", b"\n")
+        return _lines_as_ours(value)
     if value is None:
         return Bad(f"field '{field}' is null", "")
     if not isinstance(value, str):
         return Bad(f"field '{field}' is no text but {type(value).__name__}", str(value)[:200])
     try:
-        return value.replace("\r\n", "\n").encode()
+        return _lines_as_ours(value.encode())
     except UnicodeEncodeError:
         return Bad("lone surrogate", value[:200].encode(errors="replace").decode())
 

@@ -20,7 +20,8 @@ from jaxbert.config import UserError
 from jaxbert.text.instances import Sequences
 from jaxbert.text.tokens import Tokens, gather_ranges
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the files; also raised when the same text and settings become other rows, which are then prepared anew."""
 MANIFEST, TOKEN_COUNTS = "manifest.json", "token_counts.npy"
 SHARD_BYTES = 64 << 20
 _WAY_OUT = "prepare the rows again"

@@ -51,7 +51,7 @@ _STARTERS = frozenset(
 _PARTICLES = frozenset("とっをがはの")
 _CONTINUING = frozenset("，、；：,;:·—–-" + _STOPS)
 # From here on characters are those of scripts that put no space between sentences (and emoji).
-_FIRST_UNSPACED = "\u2e80"
+FIRST_UNSPACED = "\u2e80"
 
 
 def split_sentences(text: str) -> list[str]:
@@ -87,7 +87,7 @@ def _ends(line: str, start: int, stop: int, end: int) -> bool:
     mark, following = line[stop], line[end]
     if not line[end - 1].isspace():
         # A number, a domain name, or a script without spaces; the first two are the frequent ones.
-        return (mark in _FULL_WIDTH_STOPS or following >= _FIRST_UNSPACED) and _ends_unspaced(line, start, stop, end)
+        return (mark in _FULL_WIDTH_STOPS or following >= FIRST_UNSPACED) and _ends_unspaced(line, start, stop, end)
     if mark in _FULL_WIDTH_STOPS:
         return True
     if following.islower():
@@ -137,4 +137,4 @@ def _ends_unspaced(line: str, start: int, stop: int, end: int) -> bool:
     if is_closed or line[stop] in "!?" or line[stop + 1] in _STOPS or line[stop] in _FULL_WIDTH_STOPS:
         return True
     # One "." or "…" between two characters: a full stop unless it is part of a number.
-    return line[stop] in ".．" and line[max(start, stop - 1)] >= _FIRST_UNSPACED and not following.isdigit()
+    return line[stop] in ".．" and line[max(start, stop - 1)] >= FIRST_UNSPACED and not following.isdigit()

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, UInt32
 from tokenizers import Tokenizer
 
 from jaxbert.config import UserError
+from jaxbert.text.sentences import FIRST_UNSPACED
 
 Segment = Callable[[str], Sequence[str]]
 """Cuts a text into words; their concatenation is the text."""
@@ -72,6 +73,8 @@ class SentenceTokenizer:
         self._tokenizer.encode_special_tokens = True
         self._continuation = continuation
         self._segment = segment
+        # Byte-level BPE's pieces show whether a space stood before them.
+        self._sees_spaces = self._ids("a") != self._ids(" a")
         self._chunks = (
             _Chunks(self._tokenizer) if segment is None and _chunks_are_independent(self._tokenizer) else None
         )
@@ -88,6 +91,19 @@ class SentenceTokenizer:
         ids, starts, counts = (np.concatenate(columns) for columns in zip(empty, *parts, strict=True))
         return ids, starts, counts
 
+    def as_written(self, sentences: Sequence[str]) -> Sequence[str]:
+        """A document's sentences with the space that stood before each but the first, where this tokenizer sees it.
+
+        Scripts from the CJK radicals on put none between sentences.
+        """
+        if not self._sees_spaces:
+            return sentences
+        spaced = [a[-1] < FIRST_UNSPACED and b[0] < FIRST_UNSPACED for a, b in itertools.pairwise(sentences)]
+        return [*sentences[:1], *(" " * space + s for space, s in zip(spaced, sentences[1:], strict=True))]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
     def _encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._segment is None:
             ids, counts = _flatten(
@@ -102,7 +118,7 @@ class SentenceTokenizer:
 
 def tokenise(documents: Sequence[Sequence[str]], origins: Sequence[int], tokenizer: SentenceTokenizer) -> Tokens:
     """Tokenise documents given as lists of sentences; sentences without a token are left out."""
-    sentences = list(itertools.chain.from_iterable(documents))
+    sentences = list(itertools.chain.from_iterable(map(tokenizer.as_written, documents)))
     ids, word_starts, counts = tokenizer(sentences)
     sentences_before = np.concatenate([[0], np.cumsum([len(d) for d in documents], dtype=np.int64)]).astype(np.int64)
     kept_before = np.concatenate([[0], np.cumsum(counts > 0)]).astype(np.int64)

@@ -67,7 +67,8 @@ def train_tokenizer(texts: Iterable[str], config: VocabularyConfig) -> Tokenizer
     """
     sample, counts = _read_sample(texts, config.sample_megabytes * 1_000_000)
     # Without special tokens: where the text mentions them, they are learnt from as the words that they look like.
-    tokenizer = bert_tokenizer({}, config.lowercase)
+    lowercase = config.lowercase is not False
+    tokenizer = bert_tokenizer({}, lowercase)
     alphabet = _choose_alphabet(tokenizer, counts, config)
     if not alphabet:
         raise VocabularyError(
@@ -96,7 +97,7 @@ def train_tokenizer(texts: Iterable[str], config: VocabularyConfig) -> Tokenizer
             config.min_frequency,
         )
     # The trainer's special tokens, a character each, would be found inside words: only the pieces are kept.
-    return bert_tokenizer(pieces, config.lowercase)
+    return bert_tokenizer(pieces, lowercase)
 
 
 def _read_sample(texts: Iterable[str], limit_bytes: int) -> tuple[list[bytes], dict[str, int]]:

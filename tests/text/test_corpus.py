@@ -203,6 +203,20 @@ def test_a_hopeless_corpus_stops_early(read):
     assert rejects.documents == 1000
 
 
+def test_bad_documents_that_come_together_do_not_stop_early(read):
+    content = b"\n\n".join([b"b\xffd"] * 11 + [b"Good."] * 1000 + [b"b\xffd"] + [b"Good."] * 1000)
+    assert len(read(content, max_rejected_share=0.01)) == 2000
+
+
+def test_a_long_document_is_judged_by_the_piece(read):
+    rejects = Rejects()
+    long = b"It is so. " * 20 + b"b\xffd. " + b"It is not. " * 40
+    found = read(long, rejects=rejects, max_document_bytes=200, max_rejected_share=0.5)
+    assert rejects.rejected == 1
+    assert 1 < len(found) < rejects.documents
+    assert "\ufffd" not in "".join(texts(found))
+
+
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \n\t\r\n\n", " \u3000\n\u00a0\n".encode()])
 def test_an_empty_corpus(read, tmp_path: pathlib.Path, content: bytes):
     with pytest.raises(CorpusError) as caught:

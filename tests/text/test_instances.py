@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxbert.text.instances import IS_NEXT, IS_RANDOM, NO_LABEL, make_full_sentences, make_pairs
 from jaxbert.text.packing import pack
@@ -312,6 +312,23 @@ def test_other_tokenizers_encode_sentence_by_sentence(bert_tokenizer: Tokenizer)
     cached = SentenceTokenizer(bert_tokenizer, continuation_table(bert_tokenizer))
     for one, two in zip(encode(NASTY), cached(NASTY), strict=True):
         assert np.array_equal(one, two)
+
+
+def test_byte_level_pieces_keep_the_space_between_sentences():
+    """What is before the first sentence of a document is no space, nor is what is between Chinese ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["This is hello. This is text."], trainer)
+    table = np.zeros(tokenizer.get_vocab_size(), bool)
+    documents = [["This is hello.", "This is text.", "你好。", "再见。", "Done.", "Well."], ["This is new."]]
+    for segment in (None, lambda text: [text]):
+        tokens = tokenise(documents, [0, 1], SentenceTokenizer(tokenizer, table, segment))
+        assert tokenizer.decode(tokens.ids) == "This is hello. This is text.你好。再见。Done. Well.This is new."
+        assert (np.diff(tokens.sentence_offsets) > 0).all()
+        assert tokens.word_starts[tokens.sentence_offsets[:-1]].all()
 
 
 def test_tokenise_leaves_out_sentences_without_tokens(bert_tokenizer: Tokenizer):

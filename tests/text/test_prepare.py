@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,34 @@ def test_changed_text_is_prepared_anew(config: Config, tmp_path: pathlib.Path):
     second = prepare(config)
     assert second.directory != first.directory
     assert sum(second.report["documents"].values()) == 100
+
+
+def test_a_vocabulary_with_capitals_keeps_them(config: Config, corpus: pathlib.Path, tmp_path: pathlib.Path):
+    pieces = (corpus / "vocabulary" / "vocab.txt").read_text().splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join([*pieces, *(f"D{n}" for n in range(NUM_DOCUMENTS))]) + "\n")
+    for lowercase, kept in ((None, False), (True, True)):
+        vocabulary = VocabularyConfig(path=str(tmp_path / "vocab.txt"), lowercase=lowercase)
+        prepared = prepare(changed(config, vocabulary=vocabulary))
+        assert prepared.vocabulary.lowercase == kept
+        assert (all_rows(prepared, "train")["input_ids"] >= len(pieces)).any() != kept
+
+
+def test_another_tokenizer_beside_the_rows_is_found(config: Config):
+    prepared = prepare(config)
+    path = prepared.tokenizer_directory / "tokenizer.json"
+    path.write_text(path.read_text().replace('"d0"', '"e0"'))
+    assert "is not the tokenizer that the rows were made with" in error_of(config)
+
+
+def test_rows_serve_where_the_vocabulary_is_not(config: Config, corpus: pathlib.Path, tmp_path: pathlib.Path):
+    shutil.copytree(corpus / "vocabulary", tmp_path / "vocabulary")
+    config = changed(config, vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")))
+    first = prepare(config)
+    shutil.rmtree(tmp_path / "vocabulary")
+    again, messages = messages_of(config)
+    assert again.directory == first.directory
+    assert "data.vocabulary.path is not on this machine" in messages[0]
+    assert "vocabulari" in error_of(changed(config, vocabulary=VocabularyConfig(path=str(tmp_path / "vocabularies"))))
 
 
 def test_rows_serve_where_the_text_is_not(config: Config, tmp_path: pathlib.Path):
