@@ -14,6 +14,7 @@ from jaxbert.finetune.config import ExamplesConfig
 _TFDS = re.compile(r"tfds:(?P<name>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?)(?::(?P<split>.+))?")
 # csv's own limit of 131,072 characters is less than some texts are long.
 _LONGEST_FIELD = 2**30
+_LONE_RETURN = re.compile(r"(?<=\r)(?=[^\n])")
 
 
 def read_tsv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
@@ -28,7 +29,9 @@ def read_csv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Recor
     csv.field_size_limit(_LONGEST_FIELD)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader((line for _, line in lines(path)), strict=True)
+        # Old spreadsheets end lines with \r alone, which csv refuses within one that is handed to it.
+        ended = (part for _, line in lines(path) for part in _LONE_RETURN.split(line))
+        reader = csv.reader(ended, strict=True)
         while True:
             first = reader.line_num + 1
             try:
@@ -46,6 +49,7 @@ def read_csv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Recor
 def _named(rows: Iterable[tuple[int, list[str]]], path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
     """Rows of cells as records, with the names of the columns from the configuration or the first row."""
     names = list(config.columns)
+    header = [name.lower() for name in names]
     for number, cells in rows:
         if not cells or cells == [""]:
             continue
@@ -55,6 +59,9 @@ def _named(rows: Iterable[tuple[int, list[str]]], path: str, config: ExamplesCon
                 raise ExamplesError(f"{path}: its first line names a column twice: name them with data.columns")
             continue
         fault = next((fault for cell in cells if (fault := text_fault(cell))), None)
+        if header and [cell.strip().lower() for cell in cells] == header:
+            fault = "has the names of data.columns: leave that out, which is for files without such a line"
+        header = []
         if len(cells) != len(names):
             fault = f"has {len(cells)} columns where there should be {len(names)} ({', '.join(names)})"
         if fault:

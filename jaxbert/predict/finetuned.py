@@ -33,7 +33,7 @@ class Entity(TypedDict):
 
     entity_group: str
     score: float
-    """Mean probability of its words' tags."""
+    """Mean probability of the tags that were read in it."""
     word: str
     start: int
     end: int
@@ -108,9 +108,10 @@ class FinetunedModel:
             )
         task = BoundTagging(TaggingConfig(scheme=scheme), self.labels, self._encoder)
         places = [words_of(text) for text in texts]
+        # What the tags are is asked here: any will do.
+        some = self.labels[0] if words_alone else entities.OUTSIDE
         examples = [
-            Sentence(text, words, (self.labels[0],) * len(words), (), ())
-            for text, words in zip(texts, places, strict=True)
+            Sentence(text, words, (some,) * len(words), (), ()) for text, words in zip(texts, places, strict=True)
         ]
         results = []
         for text, words, one in zip(texts, places, self._predicted(task, examples).results, strict=True):

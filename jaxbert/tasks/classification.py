@@ -29,7 +29,9 @@ from jaxbert.tasks.task import (
     column,
     encode,
     is_cut,
+    label_in,
     number_in,
+    some,
     sorted_labels,
     text_in,
     too_few,
@@ -72,8 +74,8 @@ class Classification(Task[Text, Judgement]):
         pair = text_in(record, settings.text_pair, "task.text-pair") if settings.text_pair is not None else None
         if settings.target == "regression":
             return Text(text, pair, (), number_in(record, settings.label, "task.label"))
-        value = column(record, settings.label, "task.label")
         if settings.target == "multi-label":
+            value = column(record, settings.label, "task.label")
             if value is None or isinstance(value, dict):
                 raise BadRecordError(f"{settings.label} is {value!r}, and no list of classes")
             parts = value if isinstance(value, list | tuple) else str(value).split(settings.label_separator)
@@ -82,9 +84,7 @@ class Classification(Task[Text, Judgement]):
             labels = tuple(dict.fromkeys(p for part in parts if (p := str(part).strip())))
             check_listed(labels, settings.labels)
             return Text(text, pair, labels)
-        if value is None or isinstance(value, list | dict) or not str(value).strip():
-            raise BadRecordError(f"{settings.label} is {value!r}, and no class")
-        check_listed((label := str(value).strip(),), settings.labels)
+        check_listed((label := label_in(record, settings.label, "task.label"),), settings.labels)
         return Text(text, pair, (label,))
 
     def text(self, example: Text) -> str:
@@ -147,6 +147,10 @@ class BoundClassification(BoundTask[Text, Judgement]):
         if settings.positive is not None and settings.positive not in self._ids:
             raise ExamplesError(
                 f"task.positive is {settings.positive!r}: it is none of the classes {', '.join(labels)}"
+            )
+        if settings.positive is not None and len(labels) != 2:
+            raise ExamplesError(
+                f"task.positive is {settings.positive!r}, and is for two classes: leave it out with {len(labels)} ({some(labels)})"
             )
         default = {"class": "accuracy", "multi-label": "macro_f1", "regression": "spearman"}[settings.target]
         self.metric: str = settings.metric or default
@@ -242,10 +246,12 @@ class BoundClassification(BoundTask[Text, Judgement]):
         return self.labels[1] if self.settings.positive is None else self.settings.positive
 
     def tables(self, examples: Sequence[Text], predictions: Sequence[Judgement]) -> list[Table]:
-        """Precision, recall, F1 and support of each class."""
+        """Precision, recall, F1 and support of each class, and their means."""
         if self.settings.target == "regression":
             return []
-        rows = metrics.report_rows(self.labels, self.counts(examples, predictions))
+        counts = self.counts(examples, predictions)
+        rows = metrics.report_rows(self.labels, counts)
+        rows += metrics.average_rows(counts, unseen=self.settings.target == "multi-label")
         return [Table("By class", metrics.REPORT_COLUMNS, rows)]
 
     def confusion(

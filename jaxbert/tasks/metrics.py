@@ -52,8 +52,12 @@ def macro_f1(counts: Sequence[Counts], unseen: bool = False) -> float:
 
     `unseen`: over the others too, whose F1 is 0, as scikit-learn has it of several labels for each example.
     """
-    seen = [count.f1 for count in counts if unseen or count.gold or count.predicted]
+    seen = [count.f1 for count in _seen(counts, unseen)]
     return sum(seen) / len(seen) if seen else 0.0
+
+
+def _seen(counts: Sequence[Counts], unseen: bool) -> list[Counts]:
+    return [count for count in counts if unseen or count.gold or count.predicted]
 
 
 def matthews(table: Int[np.ndarray, "C C"]) -> float:
@@ -92,6 +96,18 @@ def report_rows(names: Sequence[str], counts: Sequence[Counts]) -> list[list[str
         [name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.gold:,}"]
         for name, one in zip(names, counts, strict=True)
     ]
+
+
+def average_rows(counts: Sequence[Counts], unseen: bool = False) -> list[list[str]]:
+    """Rows of a report: the means over classes, each as one and by its support, as scikit-learn's classification_report has them.
+
+    `unseen`: as in `macro_f1`.
+    """
+    seen = _seen(counts, unseen)
+    gold = np.array([one.gold for one in seen], np.float64)
+    table = np.array([[one.precision, one.recall, one.f1] for one in seen]).reshape(-1, 3)
+    shares = {"macro avg": np.ones(len(seen)) / max(len(seen), 1), "weighted avg": gold / max(gold.sum(), 1)}
+    return [[name, *(f"{mean:.3f}" for mean in share @ table), f"{gold.sum():,.0f}"] for name, share in shares.items()]
 
 
 REPORT_COLUMNS = ("", "precision", "recall", "F1", "support")

@@ -3,9 +3,10 @@
 The markers are tokens that every vocabulary has, "@" around the first entity and "#" around the second (Zhou & Chen 2022).
 """
 
+import bisect
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +31,8 @@ from jaxbert.tasks.task import (
     Task,
     check_listed,
     column,
+    label_in,
+    some,
     sorted_labels,
     text_in,
     too_few,
@@ -73,7 +76,7 @@ class Relation(Task[Pair, Related]):
         """A row of a table."""
         settings = self.settings
         text = text_in(record, settings.text, "task.text")
-        label = text_in(record, settings.label, "task.label").strip()
+        label = label_in(record, settings.label, "task.label")
         check_listed((label,), settings.labels)
         if settings.spans is None:
             return Pair(*without_tags(text), label)
@@ -117,7 +120,7 @@ class Relation(Task[Pair, Related]):
 
     def bind(self, labels: tuple[str, ...], train: Collection[Pair], encoder: Encoder) -> "BoundRelation":
         """With a head for these relations."""
-        return BoundRelation(self.settings, labels, encoder)
+        return BoundRelation(self.settings, labels, encoder, train)
 
 
 class BoundRelation(BoundTask[Pair, Related]):
@@ -127,13 +130,40 @@ class BoundRelation(BoundTask[Pair, Related]):
     loss_weights: Mapping[str, float] = {"label_loss": 1.0}
     inputs: tuple[str, ...] = (*BoundTask.inputs, "entities")
 
-    def __init__(self, settings: RelationConfig, labels: tuple[str, ...], encoder: Encoder):
+    def __init__(
+        self, settings: RelationConfig, labels: tuple[str, ...], encoder: Encoder, train: Collection[Pair] = ()
+    ):
         self.settings: RelationConfig = settings
         self.labels: Sequence[str] = labels
         self.encoder: Encoder = encoder
         self._ids = {label: i for i, label in enumerate(labels)}
         self.metric: str = settings.metric
         self.model: nn.Module = BertForRelationClassification(encoder.config, len(labels))
+        self._room = encoder.max_length - encoder.tokenizer.num_special_tokens_to_add(False)
+        self.warnings: Sequence[str] = list(self._oddities(train))
+
+    def _oddities(self, train: Collection[Pair]) -> Iterator[str]:
+        other = self.settings.other
+        if other and other not in map(_without_direction, self.labels):
+            yield (
+                f"task.other is {other!r}, and none of the relations is that ({some(self.labels)}): macro_f1 and micro_f1 count all "
+                'of them; set it to the one that says that there is no relation, or to ""'
+            )
+        if apart := sum(map(self._are_apart, train)):
+            yield (
+                f"{apart:,} of {len(train):,} training examples have entities further apart than data.max_length "
+                f"({self.encoder.max_length}) has room for: what stands between them is left out; raise it"
+            )
+
+    def _are_apart(self, example: Pair) -> bool:
+        low, high = min(example.first[0], example.second[0]), max(example.first[1], example.second[1])
+        # A token has a byte at least, and markers are 8: of most texts that is enough to know.
+        if len(example.text[low:high].encode("utf8", "surrogatepass")) + 8 <= self._room:
+            return False
+        text, starts = marked(example)
+        encoding = self.encoder.tokenizer.encode(text, add_special_tokens=False)
+        read = _around(_in_tokens(example, encoding, starts), len(encoding), self._room)
+        return read[-1] - read[0] >= len(read)
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, boxed with their logical axis names."""
@@ -154,7 +184,7 @@ class BoundRelation(BoundTask[Pair, Related]):
         return Outputs({"scores": jax.nn.softmax(found)}, {})
 
     def features(self, examples: Sequence[Pair]) -> list[Feature]:
-        """One sequence each. Of a text that is too long, the part around its entities is read."""
+        """One sequence each. Of a text that is too long, the part around its entities is read, or a part around each of them."""
         texts = [marked(example) for example in examples]
         encodings = self.encoder.tokenizer.encode_batch([text for text, _ in texts], add_special_tokens=False)
         return [
@@ -165,27 +195,19 @@ class BoundRelation(BoundTask[Pair, Related]):
     def _feature(self, number: int, example: Pair, encoding: Encoding, starts: tuple[int, int]) -> Feature:
         if example.label not in self._ids:
             raise ExamplesError(unknown_label(example.label, self.labels))
-        tokenizer = self.encoder.tokenizer
-        room = self.encoder.max_length - tokenizer.num_special_tokens_to_add(False)
-        places = [_token_at(encoding, start) for start in starts]
-        low, high = min(places), max(places) + 1
-        cut = len(encoding) > room
-        if cut:
-            # Entities that are further apart than that: the second one's marker is the last thing that is read.
-            middle = (low + high - room) // 2 if high - low <= room else high - room
-            first = min(max(middle, 0), len(encoding) - room)
-            encoding.truncate(len(encoding) - first, direction="left")
-            encoding.truncate(room)
-            places = [min(max(place - first, 0), room - 1) for place in places]
-        whole = tokenizer.post_process(encoding)
+        spans, ids = _in_tokens(example, encoding, starts), encoding.ids
+        read = _around(spans, len(ids), self._room)
+        encoding.truncate(len(read))
+        whole = self.encoder.tokenizer.post_process(encoding)
         before = next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)
+        places = [min(bisect.bisect_left(read, start), len(read) - 1) for start, _ in spans]
         return Feature(
             number,
-            whole.ids,
+            [*whole.ids[:before], *(ids[n] for n in read), *whole.ids[before + len(read) :]],
             type_ids(self.encoder, whole),
             values={"label": self._ids[example.label]},
             positions={"entities": [place + before for place in places]},
-            cut=cut,
+            cut=len(read) < len(ids),
         )
 
     def decode(
@@ -285,6 +307,37 @@ def marked(example: Pair) -> tuple[str, tuple[int, int]]:
 def _token_at(encoding: Encoding, character: int) -> int:
     """The first token that ends behind a character."""
     return next((n for n, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding) - 1)
+
+
+def _in_tokens(example: Pair, encoding: Encoding, starts: tuple[int, int]) -> list[tuple[int, int]]:
+    """First and last + 1 token of each entity with its markers. `starts`: as from `marked`."""
+    return [
+        # Around an entity are two markers and two spaces.
+        (_token_at(encoding, start), _token_at(encoding, start + last - first + 3) + 1)
+        for start, (first, last) in zip(starts, (example.first, example.second), strict=True)
+    ]
+
+
+def _around(spans: Sequence[tuple[int, int]], length: int, room: int) -> list[int]:
+    """The tokens that are read, in order: all, a run around both spans, or, where these are too far apart, one around each."""
+    if length <= room:
+        return list(range(length))
+    (low, low_end), (high, high_end) = sorted(spans)
+    # An entity that is too long has its beginning read.
+    half = room // 2
+    high_end = min(high_end, high + half)
+    if high_end - low <= room:
+        first = _begin(low, high_end, room, length)
+        return list(range(first, first + room))
+    size = room - half
+    left = _begin(low, min(low_end, low + size), size, length)
+    right = max(_begin(high, high_end, half, length), left + size)
+    return [*range(left, left + size), *range(right, right + half)]
+
+
+def _begin(start: int, end: int, size: int, length: int) -> int:
+    """Where a run of `size` tokens of `length` begins that has those from `start` to `end` - 1 in its middle."""
+    return min(max((start + end - size) // 2, 0), length - size)
 
 
 def official_counts(gold: Sequence[str], found: Sequence[str], other: str) -> dict[str, metrics.Counts]:

@@ -28,7 +28,6 @@ from jaxbert.tasks.task import (
     Mistake,
     Outputs,
     Task,
-    column,
     encode,
     is_cut,
     number_in,
@@ -85,7 +84,8 @@ class Similarity(Task[Related, Vectors]):
         return Related(anchor, positive, negatives, score)
 
     def _negatives(self, record: Record, name: str) -> tuple[str, ...]:
-        found = column(record, name, "task.negatives")
+        # Files for dev and test may have none; `bind` asks for them in train.
+        found = record.values.get(name)
         found = [found] if isinstance(found, str) else found
         if found is None:
             return ()
@@ -106,8 +106,26 @@ class Similarity(Task[Related, Vectors]):
         return ()
 
     def bind(self, labels: tuple[str, ...], train: Collection[Related], encoder: Encoder) -> "BoundSimilarity":
-        """On an encoder."""
-        return BoundSimilarity(self.settings, encoder)
+        """On an encoder. Raises ExamplesError where no training row has the negatives that the settings name."""
+        name = self.settings.negatives
+        if name is not None and train and not any(example.negatives for example in train):
+            raise ExamplesError(
+                f"data.train has no row with a text in a column {name!r}: set task.negatives to one that it has, or leave it out"
+            )
+        return BoundSimilarity(self.settings, encoder, self._oddities(train))
+
+    def _oddities(self, train: Collection[Related]) -> list[str]:
+        if self.settings.score is None or self.settings.target != "pairs":
+            return []
+        scores = [example.score for example in train if not math.isnan(example.score)]
+        highest = max(scores, default=0.0)
+        low = sum(score < highest for score in scores)
+        if not low:
+            return []
+        return [
+            f"{low:,} of {len(train):,} training examples have a {self.settings.score!r} below the highest ({highest:g}), and are "
+            "learnt like the others, as texts that belong together: leave out of data.train what does not"
+        ]
 
 
 class BoundSimilarity(BoundTask[Related, Vectors]):
@@ -120,9 +138,10 @@ class BoundSimilarity(BoundTask[Related, Vectors]):
     labels: Sequence[str] = ()
     together: bool = True
 
-    def __init__(self, settings: SimilarityConfig, encoder: Encoder):
+    def __init__(self, settings: SimilarityConfig, encoder: Encoder, warnings: Sequence[str] = ()):
         self.settings: SimilarityConfig = settings
         self.encoder: Encoder = encoder
+        self.warnings: Sequence[str] = warnings
         self.metric: str = settings.metric or ("spearman" if settings.score is not None else "mrr")
         self.model: nn.Module = BertForSentenceEmbedding(encoder.config, settings.pooling)
         self.embedder: Embedder | None = Embedder(settings.pooling, normalize=True, max_length=encoder.max_length)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ from jaxbert.data.records import BadRecordError, Record
 from jaxbert.finetune.config import SpanConfig
 from jaxbert.model.classifiers import BertForQuestionAnswering, SpanOutput
 from jaxbert.tasks import answers
-from jaxbert.tasks.task import NO_ANSWER, BoundTask, Encoder, Mistake, Outputs, Task, column, text_in, type_ids
+from jaxbert.tasks.task import NO_ANSWER, BoundTask, Encoder, Mistake, Outputs, Task, missing, text_in, type_ids
 from jaxbert.train.losses import Sums, masked_cross_entropy
 from jaxbert.train.state import Batch
 
 # Finite, so that sums with it stay finite.
 _NOT_MINE = -1e9
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,23 +71,26 @@ class SpanAnswering(Task[Question, Answered]):
         self.settings: SpanConfig = settings
 
     def parse(self, record: Record) -> Question:
-        """A question of SQuAD's JSON, or a row with "question", "context" and "answers" ([[text, start], ...])."""
+        """A question of SQuAD's JSON, or a row with "question", "context" and "answers", in one of the forms of `_listed`."""
+        needed = ["question", "context"] + ["answers"] * (not record.values.get("impossible", False))
+        for name in needed:
+            if name not in record.values:
+                there = ", ".join(map(repr, record.values))
+                raise missing(
+                    record, name, f"name the columns 'question', 'context' and 'answers', which are now {there}"
+                )
         question = text_in(record, "question", "the columns").strip()
         context = text_in(record, "context", "the columns")
         found, places = [], []
-        if not record.values.get("impossible", False):
-            listed = column(record, "answers", "the columns")
-            if not isinstance(listed, list | tuple):
-                raise BadRecordError(f"answers are {listed!r}, and not a list of (text, start)")
-            for answer in listed:
-                try:
-                    text, start = (answer["text"], answer["start"]) if isinstance(answer, Mapping) else answer
-                except (KeyError, TypeError, ValueError):
-                    raise BadRecordError(f"{answer!r} is no answer: (text, start) is one") from None
-                if not isinstance(text, str) or not text.strip() or type(start) is not int:
-                    raise BadRecordError(f"{answer!r} is no answer: (text, start) is one")
-                found.append((text, _place(context, text, start)))
-                places.append(start)
+        for answer in _listed(record.values["answers"]) if "answers" in needed else ():
+            try:
+                text, start = answer
+            except (TypeError, ValueError):
+                raise BadRecordError(f"{answer!r} is no answer: (text, start) is one") from None
+            if not isinstance(text, str) or not text.strip() or type(start) is not int:
+                raise BadRecordError(f"{answer!r} is no answer: (text, start) is one")
+            found.append((text, _place(context, text, start)))
+            places.append(start)
         moved = all(place != start for (_, place), start in zip(found, places, strict=True))
         moved &= any(place is not None for _, place in found)
         identity = str(record.values.get("id", record.place))
@@ -112,7 +117,17 @@ class SpanAnswering(Task[Question, Answered]):
 
     def bind(self, labels: tuple[str, ...], train: Collection[Question], encoder: Encoder) -> "BoundSpanAnswering":
         """With a head for spans. No answer is possible where a training question has none."""
-        return BoundSpanAnswering(self.settings, labels, encoder, any(not one.answers for one in train))
+        answered = chinese = 0
+        for one in train:
+            answered += bool(one.answers)
+            chinese += any(_CHINESE.search(text) for text, _ in one.answers)
+        warnings = []
+        if not self.settings.characters and 2 * chinese > answered:
+            warnings.append(
+                "most answers of data.train are Chinese, and are scored by English words, as SQuAD's are: set task.characters "
+                "(--task.characters) for the scores of CMRC"
+            )
+        return BoundSpanAnswering(self.settings, labels, encoder, answered < len(train), warnings)
 
 
 class BoundSpanAnswering(BoundTask[Question, Answered]):
@@ -123,7 +138,14 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
     labels_are_outputs: bool = False
     ranked_by: str = "probability"
 
-    def __init__(self, settings: SpanConfig, labels: tuple[str, ...], encoder: Encoder, may_be_empty: bool):
+    def __init__(
+        self,
+        settings: SpanConfig,
+        labels: tuple[str, ...],
+        encoder: Encoder,
+        may_be_empty: bool,
+        warnings: Sequence[str] = (),
+    ):
         self.settings: SpanConfig = settings
         self.labels: Sequence[str] = labels
         self.encoder: Encoder = encoder
@@ -134,12 +156,15 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
         room = encoder.max_length - self.question_length - encoder.tokenizer.num_special_tokens_to_add(True)
         self.stride: int = settings.stride if settings.stride < room else max(room // 2, 0)
         self.warnings: Sequence[str] = [
-            f"task.{name} is {asked}, which leaves no room in sequences of {encoder.max_length} tokens: it is {value}"
-            for name, asked, value in (
-                ("max_question_length", settings.max_question_length, self.question_length),
-                ("stride", settings.stride, self.stride),
-            )
-            if value != asked
+            *warnings,
+            *(
+                f"task.{name} is {asked}, which leaves no room in sequences of {encoder.max_length} tokens: it is {value}"
+                for name, asked, value in (
+                    ("max_question_length", settings.max_question_length, self.question_length),
+                    ("stride", settings.stride, self.stride),
+                )
+                if value != asked
+            ),
         ]
         self.model: nn.Module = BertForQuestionAnswering(encoder.config)
 
@@ -268,6 +293,23 @@ class BoundSpanAnswering(BoundTask[Question, Answered]):
             for example, one in zip(examples, predictions, strict=True)
             if not score(one.answer.text, [text for text, _ in example.answers])[0]
         ]
+
+
+def _listed(value: Any) -> list[Any]:
+    """(text, start) of answers that are such pairs, {"text", "start"}, or SQuAD's {"text", "answer_start"}; or one such of two lists."""
+    if isinstance(value, Mapping):
+        texts, starts = _pair(value)
+        if isinstance(texts, str):
+            return [(texts, starts)]
+        if isinstance(texts, list | tuple) and isinstance(starts, list | tuple) and len(texts) == len(starts):
+            return list(zip(texts, starts, strict=True))
+    if not isinstance(value, list | tuple):
+        raise BadRecordError(f"answers are {value!r}, and not a list of (text, start)")
+    return [_pair(one) if isinstance(one, Mapping) else one for one in value]
+
+
+def _pair(answer: Mapping[str, Any]) -> tuple[Any, Any]:
+    return answer.get("text"), answer.get("answer_start", answer.get("start"))
 
 
 def _is_found(example: Question) -> bool:

@@ -1,8 +1,9 @@
 """Tagging: a tag for each word, read from the hidden state of its first piece (Devlin et al. 2018, section 5.3)."""
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -47,7 +48,7 @@ class Tagged:
     entities: tuple[Span, ...]
     """In characters."""
     scores: tuple[float, ...]
-    """Of each entity: the mean probability of its words' tags."""
+    """Of each entity: the mean probability of the tags that were read in it."""
     loss: float
     """Mean -log probability of the right tags, in nats."""
     word_scores: tuple[float, ...] = ()
@@ -141,23 +142,34 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         """A sequence each; of sentences that are too long, windows that overlap."""
         encodings = encode(self.encoder, [example.text for example in examples], self.encoder.max_length // _OVERLAP)
         return [
-            self._feature(n, example, window)
+            feature
             for n, (example, encoding) in enumerate(zip(examples, encodings, strict=True))
-            for window in (encoding, *encoding.overflowing)
+            for feature in self._windows(n, example, (encoding, *encoding.overflowing))
         ]
 
-    def _feature(self, number: int, example: Sentence, encoding: Encoding) -> Feature:
-        tags, weights = [0] * len(encoding), [0.0] * len(encoding)
-        word_of, within = first_pieces(encoding, example.words)
-        for place, word in word_of.items():
-            tag = example.tags[word]
-            if tag not in self._ids:
-                raise ExamplesError(unknown_label(tag, self.labels))
-            tags[place], weights[place] = self._ids[tag], 1.0
-        tokens = {"tag": tags, "tag_weight": weights}
-        return Feature(
-            number, encoding.ids, type_ids(self.encoder, encoding), tokens, host={"word_of": word_of, "within": within}
-        )
+    def _windows(self, number: int, example: Sentence, encodings: Sequence[Encoding]) -> Iterator[Feature]:
+        pieces = [first_pieces(encoding, example.words) for encoding in encodings]
+        tag_of = self._tags_of(example, {word for word_of, _ in pieces for word in word_of.values()})
+        for encoding, (word_of, within) in zip(encodings, pieces, strict=True):
+            tags, weights = [0] * len(encoding), [0.0] * len(encoding)
+            for place, word in word_of.items():
+                if tag_of[word] not in self._ids:
+                    raise ExamplesError(unknown_label(tag_of[word], self.labels))
+                tags[place], weights[place] = self._ids[tag_of[word]], 1.0
+            tokens, host = {"tag": tags, "tag_weight": weights}, {"word_of": word_of, "within": within}
+            yield Feature(number, encoding.ids, type_ids(self.encoder, encoding), tokens, host=host)
+
+    def _tags_of(self, example: Sentence, read: Collection[int]) -> dict[int, str]:
+        """Tags of the words that are read, as if there were no others: an entity begins with one of them, and none splits it."""
+        words = sorted(read)
+        if self._words:
+            return {word: example.tags[word] for word in words}
+        found = [
+            Span(bisect.bisect_left(words, start), bisect.bisect_left(words, end), kind)
+            for start, end, kind in entities.spans(example.tags)
+        ]
+        tags = entities.tags([one for one in found if one.start < one.end], len(words), tag_scheme(self.settings))
+        return dict(zip(words, tags, strict=True))
 
     def decode(
         self, examples: Sequence[Sentence], features: Sequence[Feature], outputs: Sequence[Mapping[str, np.ndarray]]
@@ -178,34 +190,27 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
     def _tagged(
         self, example: Sentence, rows: Mapping[int, tuple[int, np.ndarray]], within: Mapping[int, int]
     ) -> Tagged:
+        read, words = sorted(rows), range(len(example.words))
+        scores = np.array([rows[n][1] for n in read]).reshape(-1, len(self.labels)).astype(np.float64)
+        path = entities.best_path(scores, self._allowed)
+        chances = np.exp(scores[np.arange(len(read)), path]) if path else np.zeros(0)
+        gold = [self._ids.get(tag, 0) for tag in self._tags_of(example, read).values()]
+        loss = -float(scores[np.arange(len(read)), gold].mean()) if gold else 0.0
+        short = [self.labels[i] for i in path]
         # A word that is nothing to the tokenizer is outside, or (of parts of speech) whatever comes first.
-        unread = np.full(len(self.labels), -20.0)
-        unread[self._ids.get(entities.OUTSIDE, 0)] = 0.0
-        scores = np.array([rows[n][1] if n in rows else unread for n in range(len(example.words))])
-        scores = scores.reshape(-1, len(self.labels)).astype(np.float64)
+        unread = entities.OUTSIDE if entities.OUTSIDE in self._ids else self.labels[0]
+        found = {n: (tag, chance) for n, tag, chance in zip(read, short, chances.tolist(), strict=True)}
         # What is within another word's piece goes on with what that word is.
-        alone = [n for n in range(len(example.words)) if n in rows or n not in within]
-        short = [self.labels[i] for i in entities.best_path(scores[alone], self._allowed)]
+        each = [found.get(within.get(n, n), (unread, 1.0)) for n in words]
+        word_scores = tuple(chance for _, chance in each)
         if self._words:
-            leads = dict(zip(alone, short, strict=True))
-            over, tags = [], [leads[n] if n in leads else leads[within[n]] for n in range(len(example.words))]
-        else:
-            edges = [*alone, len(example.words)]
-            over = [Span(edges[start], edges[end], kind) for start, end, kind in entities.spans(short)]
-            tags = entities.tags(over, len(example.words), tag_scheme(self.settings))
-        for n in range(len(example.words)):
-            scores[n] = scores[n if n in rows else within.get(n, n)]
-        path = [self._id_of(tag) for tag in tags]
-        chances = np.exp(scores[np.arange(len(path)), path]) if path else np.zeros(0)
-        gold = [self._ids.get(tag, 0) for tag in example.tags]
-        loss = -float(scores[np.arange(len(gold)), gold].mean()) if gold else 0.0
-        means = tuple(float(chances[start:end].mean()) for start, end, _ in over)
-        return Tagged(tuple(tags), in_characters(over, example.words), means, loss, tuple(chances.tolist()))
-
-    def _id_of(self, tag: str) -> int:
-        """Of a tag, or of the one that says the same in a model that has not all tags of a scheme."""
-        kind = tag.partition("-")[2]
-        return next(self._ids[n] for n in (tag, *(f"{prefix}-{kind}" for prefix in "IBSE")) if n in self._ids)
+            return Tagged(tuple(tag for tag, _ in each), (), (), loss, word_scores)
+        # Only what is read begins, goes on with or ends an entity: what the tokenizer leaves out does not split one.
+        last, whole = {n: n for n in read} | {within[n]: n for n in sorted(within)}, entities.spans(short)
+        over = [Span(read[start], last[read[end - 1]] + 1, kind) for start, end, kind in whole]
+        means = tuple(float(chances[start:end].mean()) for start, end, _ in whole)
+        tags = tuple(entities.tags(over, len(words), tag_scheme(self.settings)))
+        return Tagged(tags, in_characters(over, example.words), means, loss, word_scores)
 
     def score(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> dict[str, float]:
         """precision, recall and f1 of whole entities (micro, as conlleval), strict_f1, macro_f1 over types, accuracy of words."""
@@ -238,16 +243,19 @@ class BoundTagging(BoundTask[Sentence, Tagged]):
         return {name: metrics.Counts(*(table.get(name, 0) for table in (correct, predicted, gold))) for name in names}
 
     def tables(self, examples: Sequence[Sentence], predictions: Sequence[Tagged]) -> list[Table]:
-        """Entities by type, and words by tag."""
+        """Entities by type in both readings, and words by tag."""
         table = self._confusion(examples, predictions)
         words = metrics.report_rows(self.labels, metrics.class_counts(table))
         by_word = Table("Words, by tag", metrics.REPORT_COLUMNS, words)
         if self._words:
             return [by_word]
-        counts = self._counts(examples, predictions)
-        rows = metrics.report_rows(list(counts), list(counts.values()))
-        rows += metrics.report_rows(["all"], [metrics.together(list(counts.values()))])
-        return [Table("Whole entities, by type", metrics.REPORT_COLUMNS, rows), by_word]
+        by_type = []
+        for reading in ("conlleval", "strict"):
+            counts = self._counts(examples, predictions, strict=reading == "strict")
+            rows = metrics.report_rows(list(counts), list(counts.values()))
+            rows += metrics.report_rows(["all"], [metrics.together(list(counts.values()))])
+            by_type.append(Table(f"Whole entities, by type ({reading})", metrics.REPORT_COLUMNS, rows))
+        return [*by_type, by_word]
 
     def confusion(
         self, examples: Sequence[Sentence], predictions: Sequence[Tagged]

@@ -240,11 +240,18 @@ def column(record: Record, name: str, field: str) -> Any:
     this record has not, as a line of JSONL may.
     """
     if name not in record.values:
-        if record.own_columns:
-            raise BadRecordError(f"has no {name!r}")
-        there = ", ".join(map(repr, record.values))
-        raise ExamplesError(f"{record.place}: has no column {name!r}: set {field} to one of {there}")
+        raise missing(record, name, f"set {field} to one of {', '.join(map(repr, record.values))}")
     return record.values[name]
+
+
+def missing(record: Record, name: str, way_out: str) -> Exception:
+    """What is raised, as `column` says, for a column that is not there."""
+    if record.own_columns:
+        return BadRecordError(f"has no {name!r}")
+    # JSON has no tuples.
+    if isinstance(record.values.get("columns"), tuple):
+        way_out = "it was read as CoNLL, a word and its tag on each line; --data.format tsv (or csv, jsonl) reads it as a table"
+    return ExamplesError(f"{record.place}: has no column {name!r}: {way_out}")
 
 
 def text_in(record: Record, name: str, field: str) -> str:
@@ -255,12 +262,20 @@ def text_in(record: Record, name: str, field: str) -> str:
     return value
 
 
+def label_in(record: Record, name: str, field: str) -> str:
+    """The class in a column, which may be a number. Raises BadRecordError where it is none, or empty."""
+    value = column(record, name, field)
+    if value is None or isinstance(value, list | dict) or not str(value).strip():
+        raise BadRecordError(f"{name} is {value!r}, and no class")
+    return str(value).strip()
+
+
 def number_in(record: Record, name: str, field: str) -> float:
     """The number in a column. Raises BadRecordError where it is none, or not finite."""
     value = column(record, name, field)
     try:
-        # To Python, true is the number 1.
-        number = math.nan if isinstance(value, bool) else float(value)
+        # To Python, true is the number 1, and 1_000 is one too.
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

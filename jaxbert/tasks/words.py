@@ -1,13 +1,33 @@
 """The words of a running text, and which of a tokenizer's pieces is the first of each."""
 
+import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from tokenizers import Encoding
 
-# A word of a running text: letters, digits, or one character of anything else that is seen; CJK characters are words each.
+# It parts words as a space does, though Unicode calls it a format character.
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+def _marks() -> str:
+    """Ranges of the characters that are no word of their own: marks, joiners, soft hyphens, variation selectors."""
+    planes = (*range(0x20000), *range(0xE0000, 0xE1000))
+    codes = [code for code in planes if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cf")]
+    codes.remove(ord(_ZERO_WIDTH_SPACE))
+    runs = (list(run) for _, run in itertools.groupby(enumerate(codes), lambda pair: pair[1] - pair[0]))
+    return "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
+
+
+# A word of a running text: letters, digits, or one character of anything else that is seen, each with the marks behind it (Unicode
+# Standard Annex 29, rule WB4). Where no spaces part words, every character is one: Chinese, Japanese and Korean; Thai, Lao, Burmese, Khmer.
 _CJK = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\U00020000-\U0003134f\u3040-\u30ff"
-_WORD = re.compile(rf"[{_CJK}]|(?:[^\W\d_{_CJK}][\u0300-\u036f]*)+|\d+|[^\w\s]|_")
+_ALONE = rf"{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_LETTER, _MARK = rf"[^\W\d_{_ALONE}]", f"[{_marks()}]"
+_WORD = re.compile(
+    rf"(?:[{_ALONE}]|{_LETTER}+(?:{_MARK}+{_LETTER}*)*|\d+(?:{_MARK}+\d*)*|[^\w\s{_ZERO_WIDTH_SPACE}]|_){_MARK}*"
+)
 
 
 def words_of(text: str) -> tuple[tuple[int, int], ...]:

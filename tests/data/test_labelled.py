@@ -75,6 +75,8 @@ TABLES = [
     ("a.tsv.gz", gzip.compress(TABLE)),
     ("a.tsv.bz2", bz2.compress(TABLE)),
     ("a.csv", b'"text",label\nA film.,good\n"No film.",bad\n'),
+    ("returns.csv", b'"text",label\rA film.,good\r\r"No film.",bad\r'),
+    ("mixed.csv", b'"text",label\r\nA film.,good\r"No film.",bad\n'),
     ("bom.csv", b'\xef\xbb\xbf"text",label\r\nA film.,good\r\n\r\n"No film.",bad\r\n'),
     ("a.jsonl", b'{"text": "A film.", "label": "good"}\n\n{"label": "bad", "text": "No film."}'),
     ("a.ndjson", b'\xef\xbb\xbf{"text": "A film.", "label": "good"}\r\n{"label": "bad", "text": "No film."}\r\n'),
@@ -113,6 +115,9 @@ def test_csv_fields_of_several_lines(tmp_path: pathlib.Path):
     ]
     # A record stands where it begins.
     assert places(path) == [":2", ":5"]
+    returns = write(tmp_path, "returns.csv", content.replace("\n", "\r"))
+    assert values(returns)[0]["text"] == 'first\rsecond, with "quotes"\r'
+    assert places(returns) == [":2", ":5"]
     assert error_of(write(tmp_path, "b.csv", content + "x,y,z\n")).startswith(
         f"{tmp_path / 'b.csv'}:6: has 3 columns where there should be 2 (text, label)"
     )
@@ -128,6 +133,19 @@ def test_wrong_quotes_of_csv_stop_even_where_rows_may_be_skipped(tmp_path: pathl
 def test_csv_fields_may_be_long(tmp_path: pathlib.Path):
     long = "word " * 100_000
     assert values(write(tmp_path, "a.csv", f"text,label\n{long},a\n"))[0]["text"] == long
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.tsv", " Label\ttext \n1\tone\n"), ("a.csv", "label,text\n1,one\n")])
+def test_a_header_that_was_said_not_to_be_there(tmp_path: pathlib.Path, name: str, content: str):
+    path = write(tmp_path, name, content)
+    named = {"columns": ("label", "text")}
+    assert error_of(path, dataclasses.replace(CONFIG, **named)).startswith(
+        f"{path}:1: has the names of data.columns: leave that out, which is for files without such a line"
+    )
+    left, counting = skipped(path, dataclasses.replace(SKIP, **named))
+    assert ([record.values for record in left], counting.count) == ([{"label": "1", "text": "one"}], 1)
+    # Further down it is a row like any other.
+    assert len(values(write(tmp_path, "b.tsv", "1\tone\nlabel\ttext\n"), dataclasses.replace(CONFIG, **named))) == 2
 
 
 def test_columns_of_a_file_without_a_header(tmp_path: pathlib.Path):

@@ -110,11 +110,12 @@ def test_entities_are_the_best_legal_tags(tmp_path: pathlib.Path):
     assert [one["entity_group"] for one in found] == [tag[2:] for tag in best if tag.startswith("B-")]
 
 
-def test_a_tagger_in_iob1(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("names", [("O", "I-PER"), ("I-PER", "O")])
+def test_a_tagger_in_iob1(tmp_path: pathlib.Path, names: tuple[str, ...]):
     """Its entities begin with I-; without O there is nothing that the other words could be."""
-    write_model(tmp_path / "a", "bert", "BertForTokenClassification", id2label=dict(enumerate(["O", "I-PER"])))
+    write_model(tmp_path / "a", "bert", "BertForTokenClassification", id2label=dict(enumerate(names)))
     tagger = predictor(tmp_path / "a", task="tag")
-    assert tagger.labels == ("O", "I-PER")
+    assert tagger.labels == names
     found = [one for text in SENTENCES[:20] for one in tagger.tag(text)]
     assert found
     assert {one["entity_group"] for one in found} == {"PER"}

@@ -1,6 +1,7 @@
 """Classification: what rows mean, losses against torch, packed rows, scores against scikit-learn, and the worst mistakes."""
 
 import math
+import pathlib
 from typing import get_args
 
 import flax.linen as nn
@@ -13,8 +14,9 @@ from tokenizers import Tokenizer
 
 from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.examples import Layout, fill
+from jaxbert.data.labelled import read_records
 from jaxbert.data.records import BadRecordError, ExamplesError, Record
-from jaxbert.finetune.config import ClassificationConfig, TaskConfig
+from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, TaskConfig
 from jaxbert.tasks.classification import BoundClassification, Classification, Judgement, Text
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Encoder, sorted_labels
@@ -96,6 +98,7 @@ BAD = [
     ({"text": "a", "label": None}, {}, "label is None, and no class"),
     ({"text": "a", "label": ["x"]}, {}, r"label is \['x'\], and no class"),
     ({"text": "a", "label": "good"}, {"target": "regression"}, "label is 'good', and no number"),
+    ({"text": "a", "label": "1_000"}, {"target": "regression"}, "label is '1_000', and no number"),
     ({"text": "a", "label": "nan"}, {"target": "regression"}, "label is 'nan', and no number"),
     ({"text": "a", "label": math.inf}, {"target": "regression"}, "label is inf, and no number"),
     ({"text": "a", "label": 10**400}, {"target": "regression"}, "and no number"),
@@ -123,6 +126,16 @@ def test_a_missing_column_stops_with_the_field_to_set(missing: str, field: str):
     there = ", ".join(map(repr, values))
     with pytest.raises(ExamplesError, match=rf"a.tsv:7: has no column '{missing}': set {field} to one of {there}"):
         parse(values, text_pair="text_b")
+
+
+def test_a_table_that_was_read_as_conll_is_told(tmp_path: pathlib.Path):
+    """By its suffix."""
+    (tmp_path / "a.txt").write_text("text\tlabel\na film\tgood\n")
+    (record,) = read_records(str(tmp_path / "a.txt"), ExamplesConfig(), lambda place, reason: pytest.fail(reason))
+    with pytest.raises(
+        ExamplesError, match=r"a.txt:1: has no column 'text': it was read as CoNLL, .* --data.format tsv"
+    ):
+        Classification(ClassificationConfig()).parse(record)
 
 
 def test_a_column_that_only_one_record_lacks_is_wrong_with_it():
@@ -169,6 +182,14 @@ def test_an_unknown_label_is_named(encoder: Encoder):
             task.features(texts("a", "c"))
     with pytest.raises(ExamplesError, match=r"task\.positive is 'c': it is none of the classes a, b"):
         bound(encoder, texts("a", "b"), positive="c")
+
+
+def test_a_positive_class_of_more_than_two_is_refused(encoder: Encoder):
+    """Where the classes are listed, the settings say so; here they are found."""
+    with pytest.raises(
+        ExamplesError, match=r"task\.positive is 'c', and is for two .*: leave it out with 3 \(a, b, c\)"
+    ):
+        bound(encoder, texts("a", "b", "c"), positive="c")
 
 
 @pytest.mark.parametrize(("target", "label"), [("class", "neg"), ("multi-label", "pos, neg")])
@@ -333,6 +354,11 @@ def test_scores_of_single_classes(encoder: Encoder):
     np.testing.assert_array_equal(table, sklearn_metrics.confusion_matrix(truth, guess))
     (by_class,) = task.tables(gold, found)
     assert by_class.rows[0] == ["a", "0.667", "1.000", "0.800", "2"]
+    report = sklearn_metrics.classification_report(truth, guess, output_dict=True)
+    for name, *row in by_class.rows:
+        theirs = [f"{report[name][key]:.3f}" for key in ("precision", "recall", "f1-score")]
+        assert row == [*theirs, f"{report[name]['support']:.0f}"]
+    assert [row[0] for row in by_class.rows] == ["a", "b", "c", "macro avg", "weighted avg"]
 
 
 @pytest.mark.parametrize(("positive", "label"), [(None, "y"), ("n", "n")])
@@ -361,6 +387,13 @@ def test_scores_of_several_classes(encoder: Encoder):
         }
     )
     assert task.confusion(gold, found) is None
+    report = sklearn_metrics.classification_report(
+        truth, guess, target_names=[*"abc"], output_dict=True, zero_division=0
+    )
+    ((_, _, rows),) = task.tables(gold, found)
+    for name, *row in rows:
+        theirs = [f"{report[name][key]:.3f}" for key in ("precision", "recall", "f1-score")]
+        assert row == [*theirs, f"{report[name]['support']:.0f}"]
 
 
 def test_the_mean_f1_of_several_classes_has_those_that_are_nowhere(encoder: Encoder):

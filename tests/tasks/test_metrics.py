@@ -53,11 +53,26 @@ def test_classes_are_measured_as_scikit_learn_does(case: int):
     assert metrics.matthews(table) == pytest.approx(matthews)
 
 
+@pytest.mark.parametrize("case", range(len(CASES)))
+@pytest.mark.parametrize("unseen", [False, True])
+def test_means_over_classes_are_those_of_scikit_learns_report(case: int, unseen: bool):
+    gold, found = CASES[case]
+    counts = metrics.class_counts(metrics.confusion(gold, found, CLASSES))
+    labels = list(range(CLASSES)) if unseen else None
+    theirs = sklearn_metrics.classification_report(gold, found, labels=labels, output_dict=True, zero_division=0)
+    rows = [
+        [name, *(f"{theirs[name][key]:.3f}" for key in ("precision", "recall", "f1-score")), str(len(gold))]
+        for name in ("macro avg", "weighted avg")
+    ]
+    assert metrics.average_rows(counts, unseen) == rows
+
+
 def test_nothing_has_no_measure_above_0():
     nothing = metrics.Counts(0, 0, 0)
     assert (nothing.precision, nothing.recall, nothing.f1) == (0, 0, 0)
     assert metrics.together([]) == nothing
     assert metrics.macro_f1([]) == metrics.macro_f1([nothing]) == 0
+    assert metrics.average_rows([])[1] == ["weighted avg", "0.000", "0.000", "0.000", "0"]
     assert metrics.matthews(np.zeros((3, 3), np.int64)) == 0
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from jaxbert.weights.load import load
 LABELS = ("Other", "Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)")
 
 
-def tagged(text: str, label: str = "Other") -> Pair:
+def tagged(text: str, label: Any = "Other") -> Pair:
     return Relation(RelationConfig()).parse(Record({"text": text, "label": label}, "train.tsv:1"))
 
 
@@ -133,8 +134,9 @@ def test_missing_columns_and_labels_are_told():
     task = Relation(RelationConfig())
     with pytest.raises(ExamplesError, match=r"has no column 'text': set task.text to one of 'sentence'"):
         task.parse(Record({"sentence": "x"}, "a:1"))
-    with pytest.raises(BadRecordError, match="label is empty"):
-        tagged("<e1> a </e1> <e2> b </e2>", " ")
+    for label in (" ", None, ["Other"]):
+        with pytest.raises(BadRecordError, match=r"label is .*, and no class"):
+            tagged("<e1> a </e1> <e2> b </e2>", label)
     with pytest.raises(
         ExamplesError, match=r"data.train and data.dev have 1 relations \(Other\): there must be at least two"
     ):
@@ -208,14 +210,87 @@ def test_of_a_long_text_the_part_around_the_entities_is_read(tokenizer, before: 
         assert len(feature.input_ids) == min(len(tokenizer.encode(marked(pairs[feature.example])[0])), 24)
 
 
-def test_entities_too_far_apart_leave_one_marker():
-    """The second one's is the last thing that is read; of the other nothing is left."""
-    bound = bind(wordpiece("rain", "mud", "and"), 24)
-    pair = tagged(f"<e1> rain </e1> {FILLER * 30} <e2> mud </e2>")
+def as_read(bound: BoundRelation, pair: Pair) -> str:
     (feature,) = bound.features([pair])
-    assert len(feature.input_ids) == 24
-    assert all(1 <= place <= 22 for place in feature.positions["entities"])
-    assert markers_read(bound, [pair])[0].split()[1] == "#"
+    assert len(feature.input_ids) <= bound.encoder.max_length
+    return " ".join(bound.encoder.tokenizer.id_to_token(one) for one in feature.input_ids[1:-1])
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [wordpiece("rain", "mud", "made", "and"), byte_level(FILLER * 9)], ids=["words", "bytes"]
+)
+@pytest.mark.parametrize("sides", [(0, 0), (3, 0), (30, 30)])
+@pytest.mark.parametrize("between", [4, 6, 8, 30])
+def test_of_entities_too_far_apart_the_part_around_each_is_read(tokenizer, sides: tuple[int, int], between: int):
+    before, after = (FILLER * n for n in sides)
+    text = f"{before}<e1> rain </e1> {FILLER * between} <e2> mud </e2> {after}"
+    pairs = [tagged(text), tagged(text.replace("e1>", "e3>").replace("e2>", "e1>").replace("e3>", "e2>"))]
+    bound = bind(tokenizer, 24)
+    assert markers_read(bound, pairs) == ["@ #"] * 2
+    for pair, markers in zip(pairs, ("@#", "#@"), strict=True):
+        read = " ".join(as_read(bound, pair).replace("Ġ", "").split())
+        for entity, marker in zip(("rain", "mud"), markers, strict=True):
+            assert f"{marker} {entity} {marker}" in read
+
+
+def test_the_beginning_of_long_entities_is_read():
+    bound = bind(wordpiece("rain", "mud", "and"), 12)
+    for between in ("", "and", "and " * 40):
+        read = as_read(bound, tagged(f"<e1> {'rain ' * 40} </e1> {between} <e2> {'mud ' * 40} </e2>"))
+        assert read == "@ rain rain rain rain # mud mud mud mud"
+    # Of 10 tokens a half is that of a long one, and nothing between them is left out.
+    read = as_read(bound, tagged(f"a <e1> rain </e1> and <e2> {'mud ' * 40} </e2> b"))
+    assert read == "a @ rain @ and # mud mud mud mud"
+
+
+@pytest.mark.parametrize("max_length", [8, 9, 13, 24])
+def test_a_part_of_any_text_has_both_beginnings(max_length: int):
+    draw, bound = np.random.default_rng(0), bind(wordpiece("rain", "mud"), max_length)
+    for _ in range(50):
+        a, b, c, d, e = ("x " * int(n) for n in draw.choice([0, 1, 2, 3, 5, 8, 30], 5))
+        pair = tagged(f"{a}<e1> rain {b}</e1> {c}<e2> mud {d}</e2> {e}")
+        text, _ = marked(pair)
+        read, whole = as_read(bound, pair), bound.encoder.tokenizer.encode(text, add_special_tokens=False)
+        assert "@ rain" in read
+        assert "# mud" in read
+        assert len(read.split()) == min(len(whole), max_length - 2)
+
+
+def test_entities_too_far_apart_are_counted():
+    train = [tagged(f"<e1> rain </e1> {FILLER * n} <e2> mud </e2> {FILLER * 30}") for n in (0, 2, 8, 30)]
+    task, tokenizer = Relation(RelationConfig()), wordpiece("rain", "mud", "and")
+    assert task.bind(LABELS, train, encoder_of(tokenizer, 24)).warnings == [
+        "2 of 4 training examples have entities further apart than data.max_length (24) has room for: what stands between them is "
+        "left out; raise it"
+    ]
+    assert task.bind(LABELS, train, encoder_of(tokenizer, 256)).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("other", "labels", "odd"),
+    [
+        ("Other", ("no_relation", "per:title"), True),
+        ("no_relation", ("no_relation", "per:title"), False),
+        ("Other", LABELS, False),
+        ("Cause-Effect", LABELS[1:], False),
+        # There is none.
+        ("", ("a", "b"), False),
+    ],
+)
+def test_a_relation_to_leave_out_that_no_label_is_is_odd(other: str, labels: tuple[str, ...], odd: bool):
+    bound = Relation(RelationConfig(other=other)).bind(labels, [], encoder_of(wordpiece()))
+    assert (
+        bound.warnings
+        == [
+            "task.other is 'Other', and none of the relations is that (no_relation, per:title): macro_f1 and micro_f1 count all of them; "
+            'set it to the one that says that there is no relation, or to ""'
+        ]
+        * odd
+    )
+
+
+def test_a_relation_may_be_a_number():
+    assert tagged("<e1> a </e1> <e2> b </e2>", 3).label == "3"
 
 
 # The official score: semeval2010_task8_scorer-v1.2.pl, (9+1)-way with directionality.

@@ -1,5 +1,7 @@
 """Similarity: the contrastive loss beside sentence-transformers', what is no negative, and measures of retrieval."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -200,6 +202,35 @@ def test_rows():
             parse(values, **settings)
     with pytest.raises(ExamplesError, match=r"has no column 'positive': set task\.positive"):
         parse({"anchor": "a"})
+
+
+def test_negatives_are_asked_for_in_train_alone():
+    """Pairs for dev and scored pairs for test, beside triplets for training, have no such column."""
+    task, encoder = Similarity(SimilarityConfig(negatives="n")), encoder_of(wordpiece())
+    rows = [parse({"anchor": "a", "positive": "b", **more}, negatives="n") for more in ({}, {"n": None}, {"n": "c"})]
+    assert [row.negatives for row in rows] == [(), (), ("c",)]
+    task.bind((), rows, encoder)
+    with pytest.raises(ExamplesError, match=r"^data.train has no row with a text in a column 'n': set task.negatives"):
+        task.bind((), rows[:2], encoder)
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "said"),
+    [
+        ((5, 1.5, 0), {"score": "s"}, "2 of 3 training examples have a 's' below the highest (5), and are learnt like"),
+        ((5, 1, math.nan), {"score": "s"}, "1 of 3 training examples"),
+        ((5, 5), {"score": "s"}, None),
+        ((math.nan,), {"score": "s"}, None),
+        ((math.nan,), {}, None),
+        # What is learnt of single texts is no pair.
+        ((5, 1), {"score": "s", "target": "dropout"}, None),
+    ],
+)
+def test_a_low_score_in_train_is_odd(scores: tuple[float, ...], settings: dict, said: str | None):
+    rows = [Related("a", "b", (), score) for score in scores]
+    bound = Similarity(SimilarityConfig(**settings)).bind((), rows, encoder_of(wordpiece()))
+    assert len(bound.warnings) == (said is not None)
+    assert all(warning.startswith(said or "") for warning in bound.warnings)
 
 
 def test_files_that_measure_nothing():

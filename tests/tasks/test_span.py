@@ -140,6 +140,11 @@ def test_a_stride_that_a_short_model_has_no_room_for_is_said():
         ({"answers": [None]}, "is no answer"),
         # No list at all.
         ({"answers": 3}, "answer"),
+        # As long as each other the lists must be.
+        ({"answers": {"text": ["Ada"], "answer_start": []}}, "answers are {'text'"),
+        ({"answers": {"text": ["Ada"]}}, "answers are {'text'"),
+        ({"answers": {"text": ["Ada"], "answer_start": ["0"]}}, "is no answer"),
+        ({"answers": {}}, "answers are {}"),
         ({"answers": None}, "answer"),
     ],
 )
@@ -152,10 +157,44 @@ def test_bad_questions_are_told(values, message: str):
 def test_rows_may_have_answers_of_either_form():
     task = SpanAnswering(SpanConfig())
     row = {"question": "Who?", "context": "Ada saw Paris."}
-    for answer in (["Ada", 0], ("Ada", 0), {"text": "Ada", "start": 0}):
-        assert task.parse(Record({**row, "answers": [answer]}, "a:1")).answers == (("Ada", 0),)
-    with pytest.raises(ExamplesError, match="has no column 'answers'"):
-        task.parse(Record(row, "a:1"))
+    squads, lists = {"text": "Ada", "answer_start": 0}, {"text": ["Ada"], "answer_start": [0]}
+    for answers in ([["Ada", 0]], [("Ada", 0)], [{"text": "Ada", "start": 0}], [squads], squads, lists):
+        assert task.parse(Record({**row, "answers": answers}, "a:1")).answers == (("Ada", 0),)
+    assert task.parse(Record({**row, "answers": {"text": [], "answer_start": []}}, "a:1")).answers == ()
+    assert task.parse(Record({**row, "impossible": True}, "a:1")).answers == ()
+
+
+@pytest.mark.parametrize("name", ["question", "context", "answers"])
+def test_the_columns_that_are_wanted_are_named(name: str):
+    row = {"question": "Who?", "context": "Ada saw Paris.", "answers": []}
+    row = {("other" if key == name else key): value for key, value in row.items()}
+    there = ", ".join(map(repr, row))
+    wanted = (
+        f"^a:1: has no column '{name}': name the columns 'question', 'context' and 'answers', which are now {there}$"
+    )
+    with pytest.raises(ExamplesError, match=wanted):
+        SpanAnswering(SpanConfig()).parse(Record(row, "a:1"))
+    with pytest.raises(BadRecordError, match=f"^has no '{name}'$"):
+        SpanAnswering(SpanConfig()).parse(Record(row, "a:1", own_columns=True))
+
+
+@pytest.mark.parametrize(
+    ("answers", "characters", "odd"),
+    [
+        (("北京", "3 月", "12"), False, True),
+        (("北京", "3 月", "12"), True, False),
+        (("Peking", "12", "北京"), False, False),
+        (("Paris",), False, False),
+        ((), False, False),
+    ],
+)
+def test_chinese_that_is_scored_as_english_is_odd(answers: tuple[str, ...], characters: bool, odd: bool):
+    train = [asked("q", f"{answer} 在", answer) for answer in answers] + [asked("q", "没有")]
+    bound = SpanAnswering(SpanConfig(characters=characters)).bind(
+        ("LABEL_0", "LABEL_1"), train, encoder_of(letters(), 512)
+    )
+    assert [warning.split(",")[0] for warning in bound.warnings] == ["most answers of data.train are Chinese"] * odd
+    assert bound.configuration() == {"no_answer_is_possible": True}
 
 
 # Windows.

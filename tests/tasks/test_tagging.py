@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made_task_encoders import byte_level, encoder_of, outputs_of, parameters_of, placed, wordpiece
+from tokenizers import Tokenizer
 
 from jaxbert.data.labelled import read_records
 from jaxbert.data.records import BadRecordError, ExamplesError, Record
@@ -15,6 +16,7 @@ from jaxbert.finetune.config import ExamplesConfig, TaggingConfig
 from jaxbert.tasks.entities import Span
 from jaxbert.tasks.sentences import Sentence
 from jaxbert.tasks.tagging import BoundTagging, Tagged, Tagging
+from jaxbert.text.wordpiece import bert_tokenizer
 
 TYPES = ("LOC", "PER")
 
@@ -29,10 +31,10 @@ def spanned(text: str, entities: object, **settings) -> Sentence:
     return Tagging(TaggingConfig(**settings)).parse(Record({"text": text, "entities": entities}, "train.jsonl:1"))
 
 
-def named(text: str, *names: str) -> Sentence:
+def named(text: str, *names: str, **settings) -> Sentence:
     """With the entities "LOC:Paris", where these first stand."""
     pairs = [name.split(":") for name in names]
-    return spanned(text, [[text.index(name), text.index(name) + len(name), kind] for kind, name in pairs])
+    return spanned(text, [[text.index(name), text.index(name) + len(name), kind] for kind, name in pairs], **settings)
 
 
 def bind(tokenizer, max_length: int = 64, labels: tuple[str, ...] = TYPES, **settings) -> BoundTagging:
@@ -47,6 +49,16 @@ def perfect(bound: BoundTagging, sentences, features) -> list[dict[str, np.ndarr
         chances = np.full((len(feature.input_ids), len(bound.labels)), -20.0, np.float32)
         for place, word in feature.host["word_of"].items():
             chances[place, bound.labels.index(sentences[feature.example].tags[word])] = 0.0
+        outputs.append({"log_probabilities": chances})
+    return outputs
+
+
+def as_trained(bound: BoundTagging, features) -> list[dict[str, np.ndarray]]:
+    """Outputs that are sure of what is trained."""
+    outputs = []
+    for feature in features:
+        chances = np.full((len(feature.input_ids), len(bound.labels)), -20.0, np.float32)
+        chances[np.arange(len(feature.input_ids)), feature.tokens["tag"]] = 0.0
         outputs.append({"log_probabilities": chances})
     return outputs
 
@@ -337,6 +349,65 @@ def test_what_a_perfect_model_finds_is_what_the_file_says(tokenizer, text: str, 
     assert texts_of(found, text) == list(names)
 
 
+# Marks and format characters that BERT's normalizer drops, some between letters and some at a word's end; Thai has no spaces.
+MARKED = [
+    ("वह दिल्ली में है", ("LOC:दिल्ली",)),
+    ("قال مُحَمَّد هنا", ("PER:مُحَمَّد",)),
+    ("آیت‌الله خامنه‌ای گفت", ("PER:خامنه‌ای",)),
+    ("กรุงเทพ", ("LOC:กรุงเทพ",)),
+    ("ผมอยู่กรุงเทพครับ", ("LOC:กรุงเทพ",)),
+    ("אל יְרוּשָׁלַיִם באתי", ("LOC:יְרוּשָׁלַיִם",)),
+    ("❤️ NY", ("LOC:❤️ NY",)),
+    ("I ❤️ NY, 1️⃣ day", ("LOC:NY", "PER:1️⃣")),
+    ("see Foo\u200dBar go", ("PER:Foo\u200dBar",)),
+    ("in New\u00adcastle now", ("LOC:New\u00adcastle",)),
+    ("in New\u200bYork, not York", ("LOC:New\u200bYork",)),
+    # Nothing to the tokenizer, and words of their own: a private character, and an object that was replaced.
+    ("Ada \ue000 Lee saw Jo\ufffdAnn", ("PER:Ada \ue000 Lee", "PER:Jo\ufffdAnn")),
+]
+
+
+def letters_of_marked() -> Tokenizer:
+    """As BERT's tokenizer without a word of these languages: a piece for each character that its normalizer leaves."""
+    cleaned = wordpiece().normalizer.normalize_str("".join(text for text, _ in MARKED))
+    return wordpiece("r2d2", *(piece for letter in cleaned for piece in (letter, f"##{letter}")))
+
+
+def check_whole(tokenizer: Tokenizer, text: str, names: tuple[str, ...], **settings) -> None:
+    """A model that says what it was trained to say finds each entity whole, and is sure of it."""
+    bound, sentence = bind(tokenizer, **settings), named(text, *names, **settings)
+    assert list(Tagging(TaggingConfig()).oddities(sentence)) == []
+    features = bound.features([sentence])
+    (found,) = bound.decode([sentence], features, as_trained(bound, features))
+    assert texts_of(found, text) == list(names)
+    assert found.scores == pytest.approx((1.0,) * len(names))
+    assert found.loss == pytest.approx(0)
+
+
+@pytest.mark.parametrize("tags", ["iob2", "bioes"])
+@pytest.mark.parametrize(
+    ("text", "names"), [*MARKED, ("R2D2 flew", ("PER:R2D2",)), ("\u200fAda\u200f.", ("PER:Ada\u200f",))]
+)
+def test_what_the_tokenizer_drops_does_not_split_an_entity(text: str, names: tuple[str, ...], tags):
+    check_whole(letters_of_marked(), text, names, tags=tags)
+
+
+@pytest.mark.parametrize(("text", "names"), [one for one in MARKED if not one[0].startswith("ผม")])
+def test_no_entity_is_split_with_a_real_vocabulary(shared_data: pathlib.Path, text: str, names: tuple[str, ...]):
+    """All of the other Thai sentence is one unknown word to it."""
+    path = shared_data / "vocab" / "bert-base-uncased-vocab.txt"
+    pieces = path.read_text(encoding="utf8").splitlines()
+    check_whole(bert_tokenizer({piece: n for n, piece in enumerate(pieces)}, True), text, names)
+
+
+def test_an_entity_is_trained_from_its_first_word_that_is_read():
+    bound, sentence = bind(wordpiece("ada", "lee")), sentence_of("\ue000/B-PER ada/I-PER \ufffd/I-PER lee/I-PER")
+    (feature,) = bound.features([sentence])
+    assert [bound.labels[tag] for tag in feature.tokens["tag"][1:-1]] == ["B-PER", "I-PER"]
+    (found,) = bound.decode([sentence], [feature], as_trained(bound, [feature]))
+    assert found.tags == ("O", "B-PER", "I-PER", "I-PER")
+
+
 def test_what_the_tokenizer_does_not_see_is_outside():
     """A control character is a word of a CoNLL file and nothing to BERT."""
     bound, sentence = bind(wordpiece()), sentence_of("ada/B-PER \x02/B-LOC rome/B-LOC")
@@ -464,15 +535,34 @@ def test_reports_show_types_tags_and_mistakes():
     gold = sentence_of("ada/B-PER lee/I-PER saw/O rome/B-LOC")
     found = predicted(gold, "B-PER I-PER O B-PER")
     bound = bind(wordpiece())
-    types, words = bound.tables([gold], [found])
+    types, strict, words = bound.tables([gold], [found])
     assert [row[0] for row in types.rows] == ["LOC", "PER", "all"]
     assert types.rows[1][1:] == ["0.500", "1.000", "0.667", "1"]
+    assert strict.rows == types.rows
     assert [row[0] for row in words.rows] == list(bound.labels)
     names, counts = bound.confusion([gold], [found])
     assert counts[names.index("B-LOC"), names.index("B-PER")] == 1
     assert counts.sum() == 4
     ((text, right, wrong, _),) = bound.mistakes([gold], [found])
     assert (text, right, wrong) == ("ada lee saw rome", "ada lee (PER), rome (LOC)", "ada lee (PER), rome (PER)")
+
+
+def test_types_are_reported_in_both_readings():
+    """An I- that begins is an entity to conlleval, and none to the strict reading, which its support shows."""
+    gold = sentence_of("ada/B-PER saw/O lee/I-PER in/O rome/B-LOC")
+    found = predicted(gold, "B-PER O B-PER O B-LOC")
+    types, strict, _ = bind(wordpiece()).tables([gold], [found])
+    assert [one.title for one in (types, strict)] == [
+        "Whole entities, by type (conlleval)",
+        "Whole entities, by type (strict)",
+    ]
+    whole = ["1.000", "1.000", "1.000"]
+    assert types.rows == [["LOC", *whole, "1"], ["PER", *whole, "2"], ["all", *whole, "3"]]
+    assert strict.rows == [
+        ["LOC", *whole, "1"],
+        ["PER", "0.500", "1.000", "0.667", "1"],
+        ["all", "0.667", "1.000", "0.800", "2"],
+    ]
 
 
 # The model.
