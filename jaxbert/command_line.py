@@ -24,8 +24,9 @@ from jaxbert.config import Config, ConfigError
 
 # Whose versions decide what a run computes.
 PACKAGES = (
-    "jaxbert jax jaxlib flax optax orbax-checkpoint numpy tensorflow-cpu tensorflow tokenizers transformers".split()
-)
+    "jaxbert jax jaxlib flax optax orbax-checkpoint numpy scipy tensorflow-cpu tensorflow tensorflow-datasets pyarrow tokenizers "
+    "jieba transformers safetensors"
+).split()
 T = TypeVar("T")
 
 

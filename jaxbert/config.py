@@ -250,7 +250,7 @@ class TrainConfig:
     batch_size: int = 256
     """Rows in the global batch, over all devices and accumulation steps."""
     accumulation_steps: int = 1
-    """Microbatches that a step is computed in; the result does not depend on it."""
+    """Microbatches that a step is computed in; the loss and the gradient are those of one, except that dropout draws other masks."""
     alpha: float = 1.0
     """Weight of the NSP loss in L = L_MLM + alpha * L_NSP. BERT: 1."""
     long_phase: LongPhase = LongPhase()
@@ -262,7 +262,7 @@ class TrainConfig:
     evaluate_every: int = 10_000
     """Steps between two held-out evaluations; there is always one at the end."""
     evaluate_batches: int = 100
-    """Held-out batches in an evaluation, at most; 0: all."""
+    """Held-out batches in an evaluation, at most, of rows drawn from all, always the same ones; 0: all."""
     prefetch: int = 2
     """Batches that wait on the device ahead of the step."""
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 
+from jaxbert.train.tracking import read_metrics
+
 # The arrays of one masked batch, by name.
 Arrays = dict[str, np.ndarray]
 # A row to predict in has these arrays, in the order in which the model takes them.
@@ -148,7 +150,7 @@ def draw_curves(metrics_file: Path, picture: Path, baselines: Baselines) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
+    records = read_metrics(metrics_file)
     # Not pyplot: it keeps global state and looks for a display.
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -168,7 +170,8 @@ def draw_curves(metrics_file: Path, picture: Path, baselines: Baselines) -> None
             axes.axhline(baseline, color="gray", linestyle="--", linewidth=1, label=guesser)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.savefig(picture, dpi=120)
 
 

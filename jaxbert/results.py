@@ -55,8 +55,17 @@ class Finished:
             },
             metrics={f"held-out {name}": value for name, value in (self.outcome.evaluation or {}).items()},
         )
-        tokenizer = self.prepared.tokenizer_directory
-        huggingface.save(folder, config.model, params, tokenizer, architecture=architecture, card=card, overwrite=True)
+        huggingface.save(
+            folder,
+            config.model,
+            params,
+            self.prepared.tokenizer_directory,
+            architecture=architecture,
+            card=card,
+            # transformers takes 0 where nothing is said, which in a tokenizer of RoBERTa's kind is another token.
+            extra={"pad_token_id": self.prepared.vocabulary.pad_id},
+            overwrite=True,
+        )
         return folder
 
     def report(self, heldout: Iterable[reports.Arrays], seconds: float) -> reports.Baselines:

@@ -27,7 +27,7 @@ from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.train.evaluate import evaluate
 from jaxbert.train.flops import model_flops, peak_flops
 from jaxbert.train.loop import FitResult
-from jaxbert.train.processes import barrier, initialize, say
+from jaxbert.train.processes import barrier, initialize, process_0_first, say
 from jaxbert.train.session import Session
 from jaxbert.train.sharding import process_slice
 from jaxbert.train.state import TrainState
@@ -77,7 +77,8 @@ def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     if jax.process_index() == 0:
         run_folder.save(config, workdir, prepared.report["fingerprint"])
     run = _Run(config, prepared)
-    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+    starts = [phase.first_step for phase in run.phases]
+    with Checkpoints(workdir, config.checkpoint, phase_starts=starts) as checkpoints:
         outcome = run.train(checkpoints)
     if outcome.interrupted:
         say(f"stopped at step {outcome.step:,}; the same command goes on from there")
@@ -144,7 +145,7 @@ class _Run:
             phase.max_predictions,
             phase.batch_size,
             self.config.seed,
-            shuffle=split == "train",
+            evaluation=split == "heldout",
             process_index=index,
             process_count=count,
         )
@@ -154,8 +155,8 @@ class _Run:
         return next(phase for phase in self.phases if step <= phase.last_step)
 
     def _utilisation(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Model-FLOPs utilisation over real tokens, where the devices' peak is known."""
-        peak = peak_flops(jax.devices()[0].device_kind)
+        """Model-FLOPs utilisation over real tokens, where the devices' peak is known; never of float32 compute."""
+        peak = peak_flops(jax.devices()[0].device_kind, self.config.model.dtype)
         if peak is None or "tokens_per_second" not in metrics:
             return {}
         manifest = self.rows["train", self._phase_before(step).max_length].manifest
@@ -171,16 +172,8 @@ class _Run:
 
 
 def _prepare_on_every_host(config: Config) -> Prepared:
-    """Rows for this process: process 0 goes first, so that the others find them where they share its files.
-
-    Where they do not, each makes the same rows again: preparation is deterministic.
-    """
-    if jax.process_index() == 0:
-        prepared = prepare(config, on_progress=say)
-        barrier("jaxbert_prepared")
-        return prepared
-    barrier("jaxbert_prepared")
-    return prepare(config)
+    """Rows for this process; preparation is deterministic, so that hosts which share no files have the same ones."""
+    return process_0_first(lambda: prepare(config, on_progress=say), "jaxbert_prepared")
 
 
 def _check_equal_rows(rows: Mapping[tuple[Split, int], Rows]) -> None:

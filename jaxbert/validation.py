@@ -1,12 +1,14 @@
-"""Contradictions between the fields of a configuration, found all at once and before anything is read."""
+"""Contradictions between the fields of a configuration, and packages that it needs, found all at once and before anything is read."""
 
 import contextlib
 import functools
+import importlib.util
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from jaxbert.config import Config, ConfigError, Phase
+from jaxbert.config import Config, ConfigError, Phase, TrackingConfig
 
 SHARES = """
     model.hidden_dropout model.attention_dropout data.heldout_share data.max_rejected_share data.random_next_share
@@ -31,17 +33,20 @@ BELOW_ONE = "model.hidden_dropout model.attention_dropout data.heldout_share opt
 RESERVED_TOKENS = 104
 MIN_LENGTH = 8
 MIN_DOCUMENT_BYTES = 100
+# Tokens of a block of jax's flash attention on TPUs (model/attention.py).
+FLASH_BLOCK = 128
 
 
 def validate(config: Config, num_devices: int | None = None) -> None:
-    """Raise `ConfigError` with every contradiction between fields, one line each. Reads nothing.
+    """Raise `ConfigError` with every contradiction between fields, and every package that is missing, one line each. Opens no file.
 
-    `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
+    `num_devices`: all devices of the run, over all processes; None, where rows are prepared and nothing is trained, leaves out the
+    checks against the mesh and of the trackers.
     """
     problems = list(_ranges(config))
     checks = [_model, _data, _train, _phases]
     if num_devices is not None:
-        checks.append(functools.partial(_mesh, num_devices=num_devices))
+        checks += [functools.partial(_mesh, num_devices=num_devices), lambda c: trackers(c.tracking)]
     for check in checks:
         # A zero that is named above cannot be divided by; whatever else relates to it shows once it is mended.
         with contextlib.suppress(ZeroDivisionError):
@@ -74,6 +79,8 @@ def _model(c: Config) -> Iterator[str]:
             f'model.attention_backend "{m.attention_backend}" has no dropout: set model.attention_dropout '
             f'({m.attention_dropout}) to 0, or use "explicit"'
         )
+    if m.attention_backend == "cudnn" and m.dtype == "float32":
+        yield 'model.attention_backend "cudnn" has no float32: set model.dtype to "bfloat16", or use "xla"'
     if c.data.pairs != "none" and m.type_vocab_size < 2:
         yield f'data.pairs "{c.data.pairs}" needs a model.type_vocab_size ({m.type_vocab_size}) of at least 2'
 
@@ -96,6 +103,15 @@ def _data(c: Config) -> Iterator[str]:
         yield "data.vocabulary.path is empty: leave it out to learn a vocabulary"
     if d.vocabulary.path is None and d.vocabulary.size <= RESERVED_TOKENS:
         yield f"data.vocabulary.size ({d.vocabulary.size}) must be above the {RESERVED_TOKENS} reserved tokens"
+    # Fewer tokens than data.vocabulary.size may well come out, where the text has no more: the config.json of such a run says so.
+    if d.vocabulary.path is None and (c.model.vocab_size or 0) > d.vocabulary.size:
+        yield (
+            f"model.vocab_size ({c.model.vocab_size}) is more than the data.vocabulary.size ({d.vocabulary.size}) tokens that are "
+            "learnt: leave it at None"
+        )
+    # Rows that are there may have been prepared where jieba is.
+    if d.segmenter == "jieba" and not installed("jieba") and not Path(d.rows or Path(c.workdir) / "rows").exists():
+        yield 'data.segmenter "jieba" needs the package jieba: pip install "jaxbert[chinese]"'
 
 
 def _train(c: Config) -> Iterator[str]:
@@ -128,6 +144,11 @@ def _phase(c: Config, phase: Phase) -> Iterator[str]:
         yield (
             f"{length} ({phase.max_length}) is beyond model.max_position_embeddings ({c.model.max_position_embeddings})"
         )
+    if c.model.attention_backend == "tpu_flash" and phase.max_length % FLASH_BLOCK:
+        yield (
+            f'{length} ({phase.max_length}) is no multiple of {FLASH_BLOCK}, which model.attention_backend "tpu_flash" needs: '
+            'choose another length, or use "xla"'
+        )
     if not 0 < phase.max_predictions <= phase.max_length:
         yield f"{predictions} ({phase.max_predictions}) must be from 1 to {length} ({phase.max_length})"
     if phase.batch_size < 1 or phase.batch_size % c.train.accumulation_steps:
@@ -159,6 +180,18 @@ def _mesh(c: Config, num_devices: int) -> Iterator[str]:
     for name in ("model.hidden_size", "model.embedding_size"):
         if (_value(c, name) or 0) % mesh.fsdp:
             yield f"{name} ({_value(c, name)}) is not divisible by mesh.fsdp ({mesh.fsdp})"
+
+
+def trackers(tracking: TrackingConfig) -> Iterator[str]:
+    """What is wrong with the trackers that are asked for, in training of either kind."""
+    if tracking.wandb and not installed("wandb"):
+        yield "tracking.wandb is on, and wandb is not installed: pip install 'jaxbert[wandb]', or turn it off"
+
+
+def installed(package: str) -> bool:
+    """Whether there is such a package; it is not imported. A folder of its name, such as W&B's own of its runs, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _batch_field(c: Config, phase: Phase) -> str:

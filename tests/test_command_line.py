@@ -74,6 +74,8 @@ def test_json_round_trip(tmp_path: pathlib.Path):
     assert read("--config", str(path)) == SMALL
     versions = json.loads(path.read_text())["versions"]
     assert {"python", "jax", "flax", "optax", "numpy"} <= set(versions)
+    # These decide the rows, or the weights that come in.
+    assert {"scipy", "tensorflow-datasets", "pyarrow", "safetensors"} <= set(versions)
 
 
 BROKEN = [

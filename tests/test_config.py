@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from jaxbert import config as config_module
+from jaxbert import validation
 from jaxbert.command_line import load
 from jaxbert.config import (
     CheckpointConfig,
@@ -19,6 +20,7 @@ from jaxbert.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    TrackingConfig,
     TrainConfig,
     VocabularyConfig,
 )
@@ -124,6 +126,21 @@ CONTRADICTIONS = [
     (Config(optimizer=OptimizerConfig(beta1=-1.0)), "optimizer.beta1 is -1.0: it must not be negative"),
     (train(long_phase=LongPhase(5, batch_size=0)), "train.long_phase.batch_size is 0: it must be a number above 0"),
     (data(max_document_bytes=1), "data.max_document_bytes is 1: pieces of a document need 100 bytes or more"),
+    (model(vocab_size=30523), "model.vocab_size (30523) is more than the data.vocabulary.size (30522) tokens"),
+    (
+        model(attention_backend="cudnn", attention_dropout=0.0, dtype="float32"),
+        'model.attention_backend "cudnn" has no float32: set model.dtype to "bfloat16"',
+    ),
+    (
+        dataclasses.replace(model(attention_backend="tpu_flash"), data=DataConfig(max_length=96)),
+        "data.max_length (96) is no multiple of 128",
+    ),
+    (
+        dataclasses.replace(
+            train(long_phase=LongPhase(5, max_length=500)), model=ModelConfig(attention_backend="tpu_flash")
+        ),
+        "train.long_phase.max_length (500) is no multiple of 128",
+    ),
 ]
 
 
@@ -132,6 +149,43 @@ def test_contradiction_is_named(config: Config, message: str):
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert message in str(caught.value)
+
+
+def test_what_may_come_out_is_no_contradiction():
+    """A text may have fewer tokens than were to be learnt; the other vocabulary and the other phase are not there."""
+    validate(model(vocab_size=800))
+    validate(dataclasses.replace(data(vocabulary=VocabularyConfig(path="vocab.txt", size=105)), model=ModelConfig(800)))
+    flash = ModelConfig(attention_backend="tpu_flash", attention_dropout=0.0)
+    validate(dataclasses.replace(train(long_phase=LongPhase(0, max_length=500)), model=flash))
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    wanted = Config(
+        workdir=str(tmp_path / "run"), data=DataConfig(segmenter="jieba"), tracking=TrackingConfig(wandb=True)
+    )
+    monkeypatch.setattr(validation, "installed", lambda package: True)
+    validate(wanted, num_devices=1)
+    monkeypatch.setattr(validation, "installed", lambda package: False)
+    with pytest.raises(ConfigError) as caught:
+        validate(wanted, num_devices=1)
+    jieba, wandb = str(caught.value).splitlines()
+    assert 'data.segmenter "jieba"' in jieba
+    assert "jaxbert[chinese]" in jieba
+    assert "tracking.wandb" in wandb
+    assert "jaxbert[wandb]" in wandb
+    # Rows that were prepared elsewhere are trained on without jieba, and rows are prepared without wandb.
+    (tmp_path / "run" / "rows").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"^tracking.wandb is on[^\n]*$"):
+        validate(wanted, num_devices=1)
+    validate(wanted)
+
+
+def test_a_folder_is_no_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    (tmp_path / "folder_of_runs").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not validation.installed("folder_of_runs")
+    assert not validation.installed("there_is_no_such_package")
+    assert validation.installed("numpy")
 
 
 MESHES = [

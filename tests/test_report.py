@@ -9,6 +9,8 @@ import pytest
 import tokenizers
 
 from jaxbert import report
+from jaxbert.finetune import report as finetuning
+from jaxbert.finetune import seeds
 
 VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 WORDS = ["the", "array", "matrix", "sort", "##ed", "returns", "values", ".", "在", "文"]
@@ -92,6 +94,13 @@ def test_report_page_and_picture(tmp_path: pathlib.Path):
     page = report.to_markdown("tiny", [("steps", "20")], [("held-out MLM loss", "2.3", "4.6")], [example])
     assert "| held-out MLM loss | 2.3 | 4.6 |" in page
     assert "hidden: **word**; the model says: word 90%, array 10%" in page
+
+
+def test_a_run_whose_metrics_could_not_be_written_is_reported(tmp_path: pathlib.Path):
+    report.draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", report.Baselines(6.0, 0.05))
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert finetuning.logged(tmp_path / "metrics.jsonl", "heldout", "accuracy") == []
+    assert seeds.divergence(tmp_path / "metrics.jsonl") is None
 
 
 def test_samples_are_read(tmp_path: pathlib.Path):

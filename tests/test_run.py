@@ -207,10 +207,21 @@ def test_fewer_steps_than_were_trained_are_refused(uninterrupted: Config):
         run.pretrain(shorter)
 
 
-def test_two_phases_of_length(text_file: pathlib.Path, tmp_path: pathlib.Path):
-    config = small(text_file, tmp_path / "run", num_steps=4, long_phase=LongPhase(num_steps=2, max_length=64))
+def test_two_phases_of_length(text_file: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    losses = {1: 0.2, 2: 0.1, 3: 0.3, 4: 0.4}
+    real = run.evaluate
+
+    def evaluate(eval_step, state, *arguments, **keywords):
+        return {**real(eval_step, state, *arguments, **keywords), "loss": losses[int(state.step)]}
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    phase = LongPhase(num_steps=2, max_length=64)
+    config = small(text_file, tmp_path / "run", num_steps=4, evaluate_every=1, long_phase=phase)
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(every=1, keep_last=1))
     assert run.pretrain(config).finished
     assert [line["step"] for line in lines(config.workdir) if line["split"] == "train"] == [1, 2, 3, 4]
+    # Step 2, the last at the other length, has the lowest loss of all; with the end compare those of the long rows.
+    assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == [3, 4]
 
 
 def test_another_configuration_does_not_touch_the_run(uninterrupted: Config):

@@ -1,12 +1,23 @@
 """A run's folder: what a run may go on with, and what makes it another run."""
 
 import dataclasses
+import json
 import pathlib
 
 import pytest
 
-from jaxbert import run_folder
-from jaxbert.config import Config, ConfigError, DataConfig, MaskingConfig, MeshConfig, ModelConfig, TrainConfig
+from jaxbert import command_line, run_folder
+from jaxbert.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LongPhase,
+    MaskingConfig,
+    MeshConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from jaxbert.finetune.config import FinetuneConfig
 
 
 def test_the_same_run_goes_on_elsewhere_and_longer(tmp_path: pathlib.Path):
@@ -16,6 +27,43 @@ def test_the_same_run_goes_on_elsewhere_and_longer(tmp_path: pathlib.Path):
     # As the user types it again: vocabulary size and compute type are not given.
     again = Config(mesh=MeshConfig(fsdp=2), train=TrainConfig(num_steps=5, log_every=1), data=DataConfig(workers=3))
     run_folder.check_same_run(again, tmp_path)
+
+
+def phased(num_steps: int, long_steps: int) -> Config:
+    return Config(train=TrainConfig(num_steps=num_steps, long_phase=LongPhase(num_steps=long_steps)))
+
+
+SWITCHES = [
+    # Steps trained; steps in all and in the long phase, before and now; what is said.
+    (950, (1000, 100), (1200, 100), "begins at step 1,100 instead of 900: set train.long_phase.num_steps to 300,"),
+    (950, (1000, 100), (1000, 40), "begins at step 960 instead of 900: set train.long_phase.num_steps to 100,"),
+    (850, (1000, 100), (900, 100), "begins at step 800 instead of 900: leave train.num_steps at 1000,"),
+    (200, (200, 0), (300, 100), "train.long_phase.num_steps was 0 and is 100"),
+    (950, (1000, 100), (1200, 300), None),
+    (950, (1000, 100), (960, 60), None),
+    (900, (1000, 100), (1200, 100), None),
+    (800, (1000, 100), (900, 100), None),
+    (1000, (1000, 0), (2000, 0), None),
+    (1000, (1000, 0), (500, 0), None),
+    (0, (1000, 100), (500, 200), None),
+]
+
+
+@pytest.mark.parametrize(("trained", "before", "now", "message"), SWITCHES)
+def test_steps_that_were_trained_keep_their_length(tmp_path: pathlib.Path, trained: int, before, now, message):
+    run_folder.save(phased(*before), tmp_path, "fingerprint")
+    records = tmp_path / "checkpoints_sha256"
+    records.mkdir()
+    for step in (100, trained) if trained else ():
+        (records / f"{step}.json").touch()
+    if message is None:
+        run_folder.check_same_run(phased(*now), tmp_path)
+        return
+    with pytest.raises(ConfigError) as caught:
+        run_folder.check_same_run(phased(*now), tmp_path)
+    assert message in str(caught.value)
+    assert "train.num_steps" in str(caught.value) or trained == 200
+    assert "\n" not in str(caught.value)
 
 
 def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
@@ -56,6 +104,45 @@ def test_a_kill_while_saving_leaves_the_old_file(tmp_path: pathlib.Path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             run_folder.save(Config(seed=2), tmp_path, "rows")
     run_folder.check_same_run(Config(seed=1), tmp_path)
+
+
+SAVES = {
+    "pretraining": lambda folder: run_folder.save(Config(), folder, "rows"),
+    "finetuning": lambda folder: run_folder.save_finetuning(
+        FinetuneConfig(), folder, "examples", run_folder.Start("a model")
+    ),
+}
+
+
+@pytest.mark.parametrize("save", SAVES.values(), ids=SAVES.keys())
+def test_the_versions_of_the_first_start_are_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], save
+):
+    def start(**versions: str) -> tuple[dict, str]:
+        monkeypatch.setattr(
+            command_line, "versions", lambda: {"jax": "1.0", "jaxlib": "1.0", "numpy": "2.0"} | versions
+        )
+        save(tmp_path)
+        return json.loads((tmp_path / "config.json").read_text()), capsys.readouterr().out
+
+    start(jax="0.9")
+    # Nothing was trained with those.
+    record, said = start()
+    assert "began_with" not in record
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    record, said = start()
+    assert "began_with" not in record
+    assert said == ""
+    record, said = start(numpy="2.1")
+    assert (record["began_with"]["numpy"], record["versions"]["numpy"], said) == ("2.0", "2.1", "")
+    record, said = start(jax="1.1")
+    assert (record["began_with"]["jax"], record["versions"]["jax"]) == ("1.0", "1.1")
+    assert said.count("\n") == 1
+    assert "began with jax 1.0 and goes on with jax 1.1: its numbers may differ in the last bits" in said
+    # What was trained in between was trained with others.
+    record, said = start()
+    assert record["began_with"] == record["versions"]
+    assert said == ""
 
 
 def test_two_runs_are_not_in_one_folder(tmp_path: pathlib.Path):

@@ -18,16 +18,16 @@ _HALF, _GOLDEN = np.uint64(32), np.uint64(hashing.GOLDEN)
 
 
 def row_indices(
-    first_example: int, count: int, num_rows: int, seed: int, shuffle: bool = True
+    first_example: int, count: int, num_rows: int, seed: int
 ) -> tuple[Int64[np.ndarray, " count"], Int64[np.ndarray, " count"]]:
     """(epochs, rows) of the examples first_example .. first_example + count - 1; they may straddle epochs.
 
-    Without `shuffle` the rows of every epoch come in their stored order. Raises ValueError when there are no rows.
+    Raises ValueError when there are no rows.
     """
     if num_rows < 1:
         raise ValueError("there are no rows to draw from")
     epochs, places = np.divmod(np.arange(first_example, first_example + count, dtype=np.int64), num_rows)
-    if not shuffle or num_rows == 1:
+    if num_rows == 1:
         return epochs, places
     first_epoch, last_epoch = first_example // num_rows, (first_example + count) // num_rows
     table = hashing.keys(seed, hashing.Use.ORDER, np.arange(first_epoch, last_epoch + 1), np.arange(_ROUNDS)[:, None])

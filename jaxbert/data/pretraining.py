@@ -29,6 +29,8 @@ class RowSource(Protocol):
     def read(self, indices: Int64[np.ndarray, " n"]) -> dict[str, np.ndarray]: ...
 
 
+# Of the order of held-out rows: runs with other seeds are measured on the same ones.
+_EVALUATION_SEED = 0
 _FIELDS = ("input_ids", "word_starts", "lengths", "nsp_labels")
 
 
@@ -41,8 +43,9 @@ class PretrainingBatches:
 
     where B is this process's part of the global batch: process i of n holds the i-th of n contiguous slices.
 
-    With shuffle=False it is the evaluation form: every row once, in stored order, masked as in epoch 0; the last batch
-    is filled with rows of padding that weigh nothing, and there are num_batches batches.
+    With evaluation=True every row comes once, masked as in epoch 0; the last batch is filled with rows of padding that weigh
+    nothing, and there are num_batches batches. The order is the same in every evaluation of every run, and not the stored one, in
+    which source follows source: the first batches are a sample of all.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class PretrainingBatches:
         max_predictions: int,
         batch_size: int,
         seed: int,
-        shuffle: bool = True,
+        evaluation: bool = False,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -71,8 +74,8 @@ class PretrainingBatches:
         self.num_rows: int = len(rows)
         self.batch_size = batch_size
         self.num_batches: int = -(-self.num_rows // batch_size)
-        """Batches until every row was seen once; with shuffle the last of them may reach into the next epoch."""
-        self._rows, self._seed, self._shuffle = rows, seed, shuffle
+        """Batches until every row was seen once; in training the last of them may reach into the next epoch."""
+        self._rows, self._seed, self._evaluation = rows, seed, evaluation
         self._slice_size = batch_size // process_count
         self._slice_start = process_index * self._slice_size
         sample = rows.read(np.zeros(1, np.int64))
@@ -120,15 +123,16 @@ class PretrainingBatches:
     def _check(self, first_step: int, last_step: int) -> None:
         if first_step < 0 or last_step < first_step:
             raise BatchError(f"there are no steps {first_step} to {last_step}")
-        if not self._shuffle and last_step > self.num_batches:
+        if self._evaluation and last_step > self.num_batches:
             raise BatchError(f"step {last_step - 1} does not exist: an evaluation has {self.num_batches} batches")
 
     def _read(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
         """(keys, *fields) of this process's rows of a step."""
         first = int(step) * self.batch_size + self._slice_start
         count = self._slice_size
-        real = count if self._shuffle else min(max(self.num_rows - first, 0), count)
-        epochs, rows = order.row_indices(first, real, self.num_rows, self._seed, self._shuffle)
+        real = min(max(self.num_rows - first, 0), count) if self._evaluation else count
+        seed = _EVALUATION_SEED if self._evaluation else self._seed
+        epochs, rows = order.row_indices(first, real, self.num_rows, seed)
         raw = self._rows.read(rows)
         keys = hashing.keys(self._seed, hashing.Use.MASKS, epochs, rows)
         if real == count:

@@ -84,7 +84,7 @@ class RelationConfig:
     labels: tuple[str, ...] = ()
     """The relations, in order. Empty: those that the files have, sorted."""
     other: str = "Other"
-    """The relation that the official macro-F1 leaves out."""
+    """The relation that the official macro-F1 leaves out ("no_relation" of TACRED). "": there is none."""
     metric: str = "macro_f1"
     """What the best checkpoint is chosen by."""
 
@@ -145,10 +145,12 @@ class SimilarityConfig:
     positive: str = "positive"
     """Column of the text that belongs to it; "dropout" needs it in dev and test alone."""
     negatives: str | None = None
-    """Column of texts that do not belong to it though they look so: one, or a list in JSONL. None: there are none."""
+    """Column of texts that do not belong to it though they look so: one, or a list in JSONL; dev and test need not have it. None: there
+    are none."""
     score: str | None = None
     """Column of how alike two texts are, a number: dev and test rows that have it are measured by its Spearman correlation with the
-    cosine. None: by where the positive is ranked among all texts (MRR, recall)."""
+    cosine; all rows of train are learnt as texts that belong together. None: by where the positive is ranked among all texts (MRR,
+    recall)."""
     pooling: Pooling = "mean"
     """How token vectors become a text's."""
     temperature: float = 0.05
@@ -197,7 +199,7 @@ class FinetuneTrainConfig:
     batch_size: int = 32
     """Sequences in the global batch (choices, similarity: examples). Short ones share rows, so that they do not pay for long ones."""
     accumulation_steps: int = 1
-    """Microbatches that a step is computed in; the result does not depend on it."""
+    """Microbatches that a step is computed in; the loss and the gradient are those of one, except that dropout draws other masks."""
     evaluations: float = 1.0
     """Evaluations on dev in an epoch; there is always one at the end."""
     patience: int | None = None
@@ -253,7 +255,7 @@ class FinetuneConfig:
     model: str | None = None
     """What jaxbert.load takes: a folder, a run, or a name on the hub. None: the newest run in runs/, else a new small encoder."""
     check_data: bool = False
-    """Say what the data is like (counts, labels, lengths, first examples as the model reads them), and train nothing."""
+    """Say what the data is like (counts, labels, lengths, first examples as the model reads them), train nothing, and write nothing."""
     compare_untrained: bool = False
     """Train the same encoder from random parameters first, and report both: what the pretraining of `model` is worth."""
     dropout: float | None = None

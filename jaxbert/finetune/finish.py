@@ -10,21 +10,23 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxbert.finetune import lora, report
-from jaxbert.finetune.result import FinetuneResult
+from jaxbert.finetune.result import FinetuneResult, Untrained
 from jaxbert.finetune.training import Outcome, Training
 from jaxbert.tasks.task import OF_A_TASK, TASK
+from jaxbert.text.vocabulary import Vocabulary
 from jaxbert.train.processes import say
 from jaxbert.weights.configuration import CLASS_PREFIX
 from jaxbert.weights.model_card import model_card
 
 
-def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], started: float) -> FinetuneResult:
+def finish(run: Training, outcome: Outcome, untrained: Untrained, started: float) -> FinetuneResult:
     """Export the best checkpoint, evaluate it once more on everything that is held out, and report."""
     workdir = Path(run.config.workdir)
     dev = run.evaluate(outcome.state, run.dev)
     test = run.evaluate(outcome.state, run.test) if run.test.features else None
     assert dev is not None
     model = _export(run, outcome, dev[0], workdir / "model")
+    diverged = [] if untrained.diverged is None else [f"without pretraining it diverged: {untrained.diverged}"]
     if jax.process_index() == 0:
         splits = {"dev": (run.dev.examples, *dev)} | ({"test": (run.test.examples, *test)} if test else {})
         report.write(
@@ -32,9 +34,9 @@ def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], star
             run.config.name,
             run.bound,
             splits,
-            untrained=untrained,
+            untrained=untrained.dev,
             facts=_facts(run, outcome, time.monotonic() - started),
-            warnings=(*run.examples.warnings, *run.warnings),
+            warnings=(*run.examples.warnings, *run.warnings, *diverged),
         )
     if run.config.lora.export == "separate":
         kind = "adapters for peft"
@@ -44,8 +46,10 @@ def finish(run: Training, outcome: Outcome, untrained: Mapping[str, float], star
         kind = "model for transformers"
     say(f"{kind}: {model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s")
-    measures = dev[0], test[0] if test else {}, untrained
-    return FinetuneResult(workdir, model, outcome.step, *measures, run.bound.metric)
+    measures = dev[0], test[0] if test else {}, untrained.dev
+    return FinetuneResult(
+        workdir, model, outcome.step, *measures, run.bound.metric, untrained_diverged=untrained.diverged
+    )
 
 
 def _facts(run: Training, outcome: Outcome, seconds: float) -> dict[str, str]:
@@ -96,7 +100,9 @@ def _export(run: Training, outcome: Outcome, metrics: Mapping[str, float], folde
         embedder=run.bound.embedder is not None,
         adapter=run.config.lora.export == "separate",
     )
-    extra = {key: value for key, value in run.source.extra.items() if key not in OF_A_TASK}
+    # A run's encoder and a new one come without a config.json that says it, and transformers would take 0.
+    extra = {"pad_token_id": Vocabulary.of(run.source.tokenizer).pad_id}
+    extra |= {key: value for key, value in run.source.extra.items() if key not in OF_A_TASK}
     keep = {
         "config": run.model_config,
         "tokenizer": run.source.tokenizer_folder,

@@ -1,6 +1,7 @@
 """What a fine-tuning run ends with: report.md and report.json, learning curves, a confusion matrix, and the worst mistakes."""
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxbert.tasks.task import BoundTask, Mistake, Table
+from jaxbert.train.tracking import read_metrics
 
 # Mistakes that the report shows, and characters of each.
 _SHOWN, _LONGEST = 20, 300
@@ -68,9 +70,22 @@ def write(
         else {"labels": list(confusion[0]), "counts": np.asarray(confusion[1]).tolist()},
         "mistakes": {"count": len(mistakes), "worst": [mistake._asdict() for mistake in mistakes[:_SHOWN]]},
     }
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (workdir / "report.json").write_text(text, encoding="utf8")
+    write_json(workdir / "report.json", content)
     show(measures)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a report for programs. A number that is not finite is written as null, since JSON has no name for it."""
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    file.write_text(text, encoding="utf8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _measures(splits: Mapping[str, Split], untrained: Mapping[str, float], without: Collection[str]) -> Table:
@@ -130,7 +145,7 @@ def _is_number(cell: str) -> bool:
 
 def logged(metrics_file: Path, split: str, name: str) -> list[tuple[int, float]]:
     """(step, value) of each line of metrics.jsonl that has the measure as a finite number."""
-    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
+    records = read_metrics(metrics_file)
     return [(r["step"], r[name]) for r in records if r["split"] == split and r.get(name) is not None]
 
 

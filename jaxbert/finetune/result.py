@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,17 @@ class FinetuneResult:
     """Measures on dev of the same model without its pretraining, where that was asked for."""
     metric: str
     """The measure of dev that the best checkpoint is chosen by."""
+    untrained_diverged: str | None = dataclasses.field(default=None, kw_only=True)
+    """Why the comparison without pretraining stopped; None where it did not, or was not asked for."""
+
+
+class Untrained(NamedTuple):
+    """What the same model comes to without its pretraining."""
+
+    dev: Mapping[str, float] = {}
+    """Its measures; empty where that was not asked for, or diverged."""
+    diverged: str | None = None
+    """Why it stopped."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -341,7 +341,7 @@ def _write(
         "model": None if found.best_trial is None else str(folder_of(Path(), found.best_trial) / "model"),
         "trials": trials,
     }
-    (workdir / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+    report.write_json(workdir / "report.json", content)
 
 
 def _short(value: Any) -> str:

@@ -26,6 +26,7 @@ from jaxbert.finetune.result import FinetuneResult, SeedRun, SeedsResult, Spread
 from jaxbert.tasks.task import Table
 from jaxbert.train.loop import NonFiniteError
 from jaxbert.train.processes import barrier, say
+from jaxbert.train.tracking import read_metrics
 
 
 def finetune_seeds(config: FinetuneConfig, train: Callable[[FinetuneConfig], FinetuneResult]) -> SeedsResult:
@@ -69,7 +70,7 @@ def divergence(metrics_file: Path) -> str | None:
     Compared are the means over the first and the last steps, as many as the longest line of metrics is of and at least a tenth of all;
     a run in which these would overlap is too short to tell.
     """
-    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf8").splitlines()]
+    records = read_metrics(metrics_file)
     lines = [(record["step"], record.get("loss")) for record in records if record["split"] == "train"]
     if lines and lines[-1][1] is None:
         return "its training loss is no finite number at the end"
@@ -145,9 +146,16 @@ def spread(results: Sequence[FinetuneResult]) -> dict[str, dict[str, Spread]]:
         # The only term of a loss is the loss again.
         for name in names if len(terms) > 1 else (name for name in names if name not in terms):
             values = [one[name] for one in measures if name in one]
-            sd = statistics.stdev(values) if len(values) > 1 else None
-            found.setdefault(split, {})[name] = Spread(statistics.fmean(values), sd, len(values))
+            found.setdefault(split, {})[name] = Spread(statistics.fmean(values), _deviation(values), len(values))
     return found
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; None of a single value."""
+    if len(values) == 1:
+        return None
+    # `stdev` raises AttributeError for these.
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 _SPLITS = ("dev", "test", "dev, without pretraining")
@@ -168,11 +176,16 @@ def _report(config: FinetuneConfig, found: SeedsResult) -> None:
         f"seed {run.seed}" + (", diverged" if run.diverged else ""): folder_of(workdir, run.seed) / "metrics.jsonl"
         for run in found.seeds
     }
-    # A run whose comparison without pretraining stopped has logged nothing of its own.
-    files = {label: file for label, file in files.items() if file.is_file()}
     report.draw_seeds(files, workdir / "curves.png", found.metric or None)
     lines = [f"# {config.name}, {len(found.seeds)} seeds", "", *report.markdown(measures), ""]
-    lines += [f"- diverged: seed {run.seed}: {run.diverged}" for run in diverged] + ([""] if diverged else [])
+    failed = [f"diverged: seed {run.seed}: {run.diverged}" for run in diverged]
+    # It is the comparison's failure, and none of the seed.
+    failed += [
+        f"diverged without pretraining: seed {run.seed}: {run.result.untrained_diverged}"
+        for run in found.seeds
+        if run.result is not None and run.result.untrained_diverged
+    ]
+    lines += [f"- {line}" for line in failed] + ([""] if failed else [])
     best = None if found.best_seed is None else str(folder_of(Path(), found.best_seed) / "model")
     if best is not None:
         lines += [f"Best on dev ({found.metric.replace('_', ' ')}): seed {found.best_seed}, model in `{best}`.", ""]
@@ -188,10 +201,10 @@ def _report(config: FinetuneConfig, found: SeedsResult) -> None:
         "spread_without_diverged": _json(without),
         "seeds": [_record(run) for run in found.seeds],
     }
-    (workdir / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+    report.write_json(workdir / "report.json", content)
     report.show(measures)
-    for run in diverged:
-        say(f"diverged: seed {run.seed}: {run.diverged}")
+    for line in failed:
+        say(line)
     if found.model is not None:
         say(f"best on dev: seed {found.best_seed}, model: {found.model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}")
@@ -237,6 +250,12 @@ def _json(spread: Mapping[str, Mapping[str, Spread]]) -> dict[str, Any]:
 def _record(run: SeedRun) -> dict[str, Any]:
     measures = {} if run.result is None else {split: dict(found) for split, found in measures_of(run.result).items()}
     step = None if run.result is None else run.result.step
-    return {"seed": run.seed, "finished": run.result is not None, "diverged": run.diverged, "step": step} | {
-        "measures": measures
+    untrained_diverged = None if run.result is None else run.result.untrained_diverged
+    return {
+        "seed": run.seed,
+        "finished": run.result is not None,
+        "diverged": run.diverged,
+        "untrained_diverged": untrained_diverged,
+        "step": step,
+        "measures": measures,
     }

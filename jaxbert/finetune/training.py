@@ -22,7 +22,7 @@ from jaxbert.data.examples import (
 )
 from jaxbert.data.features import Feature
 from jaxbert.finetune import lora
-from jaxbert.finetune.config import FinetuneConfig
+from jaxbert.finetune.config import FinetuneConfig, SimilarityConfig
 from jaxbert.finetune.examples import Examples, training_features
 from jaxbert.finetune.head import Head, find_head
 from jaxbert.finetune.report import logged
@@ -71,6 +71,7 @@ class Training:
         self.examples: Examples = examples
         encoder = encoder_of(config, source)
         _check_depth(config, encoder.config.num_layers)
+        _check_dropout(config, encoder.config, source.name)
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         _check_export(self.bound, source)
         self.model_config: ModelConfig = encoder.config
@@ -250,6 +251,15 @@ def _check_depth(config: FinetuneConfig, num_layers: int) -> None:
         raise ConfigError(
             f"optimizer.freeze_layers ({frozen}) and train.reinit_layers ({anew}) meet in a model of {num_layers} blocks: what "
             "starts anew must be trained; lower one of them"
+        )
+
+
+def _check_dropout(config: FinetuneConfig, model: ModelConfig, name: str) -> None:
+    """Raise ConfigError where a text is to be compared with itself under other dropout, and there is none."""
+    alone = isinstance(config.task, SimilarityConfig) and config.task.target == "dropout"
+    if alone and model.hidden_dropout == model.attention_dropout == 0:
+        raise ConfigError(
+            f'task.target is "dropout" and {name} has none: a text would be the same twice; set --dropout 0.1'
         )
 
 

@@ -16,6 +16,7 @@ from jaxbert.finetune.config import (
     SpanConfig,
     TaggingConfig,
 )
+from jaxbert.validation import trackers
 
 
 def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
@@ -23,7 +24,7 @@ def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
 
     `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
     """
-    problems = [*_ranges(config), *_task(config), *_lora(config)]
+    problems = [*_ranges(config), *_task(config), *_lora(config), *trackers(config.tracking)]
     if num_devices is not None:
         problems += _mesh(config, num_devices)
     if problems:

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -54,16 +54,24 @@ class Checkpoints:
     """The checkpoints of a run: saved in the background, the newest few and the best one kept.
 
     `highest`: the held-out measure whose highest value is the best one. None: the best one has the lowest loss.
+    `phase_starts`: the first steps of the run's phases. Two of them have rows of two lengths, whose losses do not compare.
     A save that fails in the background raises `CheckpointError` at the next `save`, `wait` or `close`.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], config: CheckpointConfig, highest: str | None = None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: CheckpointConfig,
+        highest: str | None = None,
+        phase_starts: Sequence[int] = (0,),
+    ):
         root = epath.Path(workdir).resolve()
         self._directory = root / CHECKPOINTS
         self._records = root / RECORDS
         self._rejected = root / "checkpoints_rejected"
         self._config = config
         self._measure, self._sign = ("loss", 1) if highest is None else (highest, -1)
+        self._phase_starts = tuple(phase_starts)
         self._sealing: _Sealing | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the last `restore_latest` passed over, newest first (known to process 0)."""
@@ -102,11 +110,14 @@ class Checkpoints:
             return None
 
     def best_step(self) -> int | None:
-        """The step with the best held-out evaluation (of equal ones the newest); None where none was evaluated."""
+        """The step with the best held-out evaluation (of equal ones the newest); None where none was evaluated.
+
+        Ranked are those of the last phase that has any: it is the one that the model is trained for in the end.
+        """
         records = [record for step in self.steps() if (record := self.record(step))]
         found = [(record.measure(self._measure), record.step) for record in records]
-        ranked = [(self._sign * value, -step) for value, step in found if value is not None]
-        return -min(ranked)[1] if ranked else None
+        ranked = [(-self._phase_of(step), self._sign * value, -step) for value, step in found if value is not None]
+        return -min(ranked)[2] if ranked else None
 
     def save(
         self,
@@ -198,6 +209,10 @@ class Checkpoints:
         if reason is not None:
             raise CheckpointError(f"checkpoint {step} cannot be restored: {reason}")
         return self._read(step, abstract_state)
+
+    def _phase_of(self, step: int) -> int:
+        """The phase that a checkpoint's last step was in, by number; it was evaluated on that one's rows."""
+        return sum(start < step for start in self._phase_starts)
 
     def _read(self, step: int, abstract_state: PyTree) -> PyTree:
         abstract = jax.tree.map(

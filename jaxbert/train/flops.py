@@ -1,7 +1,7 @@
 """Floating-point operations that a training step needs, and the peak of the devices that are known.
 
 Their quotient with the time is the model-FLOPs utilisation (Chowdhery et al. 2022, appendix B): useful work only, so padding and
-recomputation do not count.
+recomputation do not count. Peaks are those of bf16, and so there is none of float32 compute.
 """
 
 from jaxbert.config import ModelConfig
@@ -34,8 +34,13 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 """(start of jax's `device_kind`, dense operations per second in bf16); the first that matches counts."""
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Peak operations per second of one device in bf16; None where it is not known."""
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """Peak operations per second of one device in bf16; None where it is not known.
+
+    Nor is it for other types: what float32 reaches depends on how XLA multiplies it, in one pass of bf16 (TPUs), in TF32 or in full.
+    """
+    if dtype != "bfloat16":
+        return None
     return next((peak for start, peak in PEAK_FLOPS if device_kind.startswith(start)), None)
 
 

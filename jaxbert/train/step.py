@@ -34,7 +34,7 @@ def train_step(
     """The state after one optimizer step on the global batch, and its metrics.
 
     The loss is the sum over the task's terms of coefficient x mean over the *global* batch's targets, so
-    `accumulation_steps` changes memory and time and nothing else. It must divide the rows.
+    `accumulation_steps` changes memory and time, and which dropout masks are drawn, and nothing else. It must divide the rows.
     A step whose loss or gradient norm is not finite leaves parameters and optimizer as they are, counts itself, and reports
     0 for the task's sums and weights. `learning_rate` is the rate of this update; skipped steps do not advance it.
     `trained`: groups of the parameters that have gradients; the others stay as they are, and `optimizer` is one `of_groups`.

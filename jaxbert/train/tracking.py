@@ -8,19 +8,15 @@ import os
 import pathlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
 
-from jaxbert.config import TrackingConfig, UserError
+from jaxbert.config import TrackingConfig
 from jaxbert.train.console import ConsoleTracker
 
 Split = Literal["train", "heldout"]
-
-
-class TrackingError(UserError):
-    """A tracker that was asked for and is not there."""
 
 
 class Tracker(Protocol):
@@ -48,13 +44,8 @@ class Trackers:
                 tracker.log(step, metrics, split)
             except Exception as error:
                 self._trackers.remove(tracker)
-                logging.warning(
-                    "%s failed at step %d and is left out from here on: %s: %s",
-                    type(tracker).__name__,
-                    step,
-                    type(error).__name__,
-                    error,
-                )
+                name = type(tracker).__name__
+                logging.warning("%s failed at step %d and is left out from here on: %s", name, step, _one_line(error))
 
     def close(self) -> None:
         """Close every tracker that still works."""
@@ -62,7 +53,7 @@ class Trackers:
             try:
                 tracker.close()
             except Exception as error:
-                logging.warning("%s failed to close: %s: %s", type(tracker).__name__, type(error).__name__, error)
+                logging.warning("%s failed to close: %s", type(tracker).__name__, _one_line(error))
         self._trackers = []
 
 
@@ -112,19 +103,10 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run under `directory`; a resumed run goes on in the same one. WANDB_MODE=offline works.
-
-    Raises TrackingError where the package is missing.
-    """
+    """A Weights & Biases run under `directory`; a resumed run goes on in the same one. WANDB_MODE=offline works."""
 
     def __init__(self, project: str, name: str, directory: str | os.PathLike[str], config: Mapping[str, Any]):
-        try:
-            # A folder of W&B's own runs, named wandb, imports as an empty package.
-            init = importlib.import_module("wandb").init
-        except (ImportError, AttributeError) as error:
-            raise TrackingError(
-                "tracking.wandb is on, but wandb is not installed: pip install 'jaxbert[wandb]', or turn it off"
-            ) from error
+        init = importlib.import_module("wandb").init
         directory = pathlib.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         identity = directory / "wandb_run_id.txt"
@@ -160,22 +142,39 @@ def make_trackers(
     run_config: Mapping[str, Any] | None = None,
     headline: Sequence[str] = (),
 ) -> Trackers:
-    """The trackers that `config` asks for, in process 0; none in the others. Raises TrackingError.
+    """The trackers that `config` asks for, in process 0; none in the others. One that cannot start is warned of and left out.
 
     `headline`: measures of the task, 0 to 1, that the console shows beside the loss.
     """
     if jax.process_index() != 0:
         return Trackers([])
     workdir = pathlib.Path(workdir)
-    trackers: list[Tracker] = []
-    # First, because it is the one that may not be there.
+    makers: dict[type[Tracker], Callable[[], Tracker]] = {
+        JsonlTracker: lambda: JsonlTracker(workdir / "metrics.jsonl", resume_step)
+    }
     if config.wandb:
-        trackers.append(WandbTracker(config.wandb_project, name, workdir, run_config or {}))
-    trackers.append(JsonlTracker(workdir / "metrics.jsonl", resume_step))
+        makers[WandbTracker] = lambda: WandbTracker(config.wandb_project, name, workdir, run_config or {})
     if config.tensorboard:
-        trackers.append(TensorBoardTracker(workdir / "tensorboard", resume_step))
-    trackers.append(ConsoleTracker(num_steps, resume_step, headline=headline))
-    return Trackers(trackers)
+        makers[TensorBoardTracker] = lambda: TensorBoardTracker(workdir / "tensorboard", resume_step)
+    makers[ConsoleTracker] = lambda: ConsoleTracker(num_steps, resume_step, headline=headline)
+    return Trackers(list(_started(makers)))
+
+
+def _started(makers: Mapping[type[Tracker], Callable[[], Tracker]]) -> Iterator[Tracker]:
+    for kind, make in makers.items():
+        try:
+            yield make()
+        except Exception as error:
+            logging.warning("%s failed to start and is left out: %s", kind.__name__, _one_line(error))
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none where its tracker was left out, and so there is no file."""
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf8")
+    except OSError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _trim(path: pathlib.Path, last_step: int) -> None:
@@ -194,3 +193,7 @@ def _belongs(line: bytes, last_step: int) -> bool:
     except ValueError:
         return False
     return line.endswith(b"\n") and isinstance(entry, dict) and entry.get("step", math.inf) <= last_step
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxbert.config import ModelConfig
+from jaxbert.text.vocabulary import Vocabulary
 from jaxbert.weights import hub
 from jaxbert.weights.adapter import onto_base, read_adapter
 from jaxbert.weights.assemble import Assembled, Request, Types
@@ -21,7 +22,7 @@ from jaxbert.weights.huggingface import read_folder_configuration, read_weights
 from jaxbert.weights.names import Family, WeightsError, shown
 from jaxbert.weights.run_folder import exported, read_run, read_run_config, run_tokenizer
 from jaxbert.weights.tensorflow_checkpoint import read_checkpoint, read_checkpoint_configuration
-from jaxbert.weights.tokenizer import find_tokenizer
+from jaxbert.weights.tokenizer import find_tokenizer, open_tokenizer
 from jaxbert.weights.tree import Layout, Params
 
 if TYPE_CHECKING:
@@ -93,12 +94,18 @@ class Loaded:
         return Predictor(self, task, **options)
 
     def export_arguments(self) -> dict[str, Any]:
-        """What `jaxbert.weights.huggingface.save` wants beside a folder, so that what came in goes out unchanged."""
+        """What `jaxbert.weights.huggingface.save` wants beside a folder, so that what came in goes out unchanged.
+
+        Raises WeightsError for the damaged tokenizer of a run, which has no other file that says what its padding is.
+        """
+        extra = self.extra
+        if self.step is not None and self.tokenizer is not None:
+            extra = {"pad_token_id": Vocabulary.of(open_tokenizer(self.tokenizer)).pad_id, **extra}
         return {
             "config": self.config,
             "params": self.params,
             "tokenizer": self.tokenizer,
-            "extra": self.extra,
+            "extra": extra,
             "carried": self.carried,
             "labels": self.labels,
             "unused_positions": self.unused_positions,

@@ -35,12 +35,6 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert max(agreeing) < 12
 
 
-def test_stored_order_without_shuffle():
-    epochs, rows = row_indices(3, 6, 5, seed=1, shuffle=False)
-    assert epochs.tolist() == [0, 0, 1, 1, 1, 1]
-    assert rows.tolist() == [3, 4, 0, 1, 2, 3]
-
-
 def test_order_is_fair():
     # Each ordered pair of the 6 rows comes first equally often, over 30,000 epochs.
     num_rows, num_epochs = 6, 30_000

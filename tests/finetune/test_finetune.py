@@ -1,5 +1,6 @@
 """Whole fine-tuning runs, from labelled files to a report and a folder for transformers; interrupted, resumed, refused."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,9 +19,10 @@ import transformers
 from made_runs import LABELS, reviews, small, write_table
 from safetensors.numpy import load_file
 
-from jaxbert.config import ConfigError, OptimizerConfig
+from jaxbert import run_folder
+from jaxbert.config import Config, ConfigError, OptimizerConfig, UserError
 from jaxbert.data.records import ExamplesError
-from jaxbert.finetune import source
+from jaxbert.finetune import run, source
 from jaxbert.finetune.config import (
     ClassificationConfig,
     ExamplesConfig,
@@ -31,11 +33,11 @@ from jaxbert.finetune.config import (
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, _finetune_once, finetune
 from jaxbert.finetune.training import Training
-from jaxbert.run_folder import check_same_finetuning
 from jaxbert.tasks.classification import BoundClassification
 from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
 from jaxbert.train.checkpoint import Checkpoints
+from jaxbert.train.loop import NonFiniteError
 
 TRAIN, DEV, STEPS = 160, 50, 50
 
@@ -105,6 +107,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[FinetuneConfig, FinetuneR
     for part in ("# small", "| accuracy |", "confusion.png", "curves.png", "## By class (dev)"):
         assert part in page
     assert report["warnings"] == []
+    assert json.loads((workdir / "model" / "config.json").read_text())["pad_token_id"] == 0
 
 
 def test_the_exported_model_says_the_same_in_transformers(
@@ -303,10 +306,10 @@ def test_a_setting_that_an_older_folder_has_not_was_at_its_default(finished: tup
     del record["config"]["train"]["reinit_head"]
     try:
         path.write_text(json.dumps(record), encoding="utf8")
-        check_same_finetuning(config, record["examples"], path.parent)
+        run_folder.check_same_finetuning(config, record["examples"], path.parent)
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, reinit_head=True))
         with pytest.raises(ConfigError, match=r"train.reinit_head was False and is True"):
-            check_same_finetuning(changed, record["examples"], path.parent)
+            run_folder.check_same_finetuning(changed, record["examples"], path.parent)
     finally:
         path.write_text(whole, encoding="utf8")
 
@@ -328,13 +331,18 @@ def test_a_finished_run_is_measured_on_a_longer_test_set(
 
 
 def test_a_run_without_a_model_goes_on_from_its_own(
-    finished: tuple[FinetuneConfig, FinetuneResult], monkeypatch: pytest.MonkeyPatch
+    finished: tuple[FinetuneConfig, FinetuneResult],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    """A pretraining run that has come since is not what it started from: its tokenizer is another one."""
+    """A pretraining run that has come since is not what it started from: its tokenizer is another one. It is said."""
     config, result = finished
     monkeypatch.setattr(source, "newest_run", lambda: result.model)
     finetune(config)
     assert report_of(config)["facts"]["started from"] == "a new small encoder"
+    assert f"the newest run is {result.model} now: to start from there, choose another" in capsys.readouterr().out
+    record = json.loads((pathlib.Path(config.workdir) / "config.json").read_text())
+    assert record["started_from"] == "a new small encoder"
 
 
 def training(config: FinetuneConfig) -> Training:
@@ -378,6 +386,105 @@ def test_a_head_that_cannot_serve_starts_anew_and_it_is_said(
     started = training(small(tables, tmp_path / "run", model=str(result.model), data=data, train=train)).start()
     assert f"warning: the head of {result.model} starts anew: {why}\n" in capsys.readouterr().out
     assert set(started or {}) == {"encoder", "pooler"}
+
+
+class Trained(Exception):
+    """All checks were passed."""
+
+
+def stop(*_, **__):
+    raise Trained
+
+
+REFUSED = [
+    ({"task": ClassificationConfig(metric="accurracy")}, {}),
+    ({"task": ClassificationConfig(positive="goood")}, {}),
+    ({"optimizer": OptimizerConfig(freeze_layers=99)}, {}),
+    ({"seeds": 3, "model": "gone"}, {"seeds": 3}),
+    ({"seeds": 3, "optimizer": OptimizerConfig(freeze_layers=99)}, {}),
+    ({"search": "search.py", "optimizer": OptimizerConfig(freeze_layers=99)}, {"search": "search.py"}),
+]
+
+
+@pytest.mark.parametrize(("wrong", "mended"), REFUSED)
+def test_a_start_that_was_refused_leaves_the_folder_free(
+    tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, wrong: dict, mended: dict
+):
+    draws = "def suggest(trial):\n    return {'train.batch_size': trial.suggest_categorical('batch', [8, CHOICE])}\n"
+    (tmp_path / "search.py").write_text(draws.replace("CHOICE", "16"))
+    with pytest.raises(UserError):
+        finetune(small(tables, tmp_path / "run", **wrong))
+    assert (tmp_path / "run" / "config.json").is_file()
+    # What the refused trial drew from is no reason to refuse either.
+    (tmp_path / "search.py").write_text(draws.replace("CHOICE", "32"))
+    monkeypatch.setattr(Training, "train", stop)
+    with pytest.raises(Trained):
+        finetune(small(tables, tmp_path / "run", **mended))
+
+
+def test_a_vocabulary_that_no_run_has_learnt_from_is_not_kept(
+    tables: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that was never trained has left it: its texts may have been others."""
+    found = []
+
+    def record(config: FinetuneConfig, task: Any, examples: Any, source: source.Source):
+        found.append(source.tokenizer.token_to_id("film"))
+        raise Trained
+
+    monkeypatch.setattr(run, "Training", record)
+    table = write_table(tmp_path / "train.tsv", [(f"elsewhere {n} words", "ab"[n % 2]) for n in range(40)])
+    for data in (ExamplesConfig(train=(table,)), small(tables, tmp_path).data):
+        with pytest.raises(Trained):
+            finetune(small(tables, tmp_path / "run", data=data))
+    assert found[0] is None
+    assert found[1] is not None
+    # That of a run that goes on is its own, whatever it is.
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    kept = (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
+    monkeypatch.setattr(source, "train_tokenizer", stop)
+    with pytest.raises(Trained):
+        finetune(small(tables, tmp_path / "run"))
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes() == kept
+    assert len(found) == 3
+
+
+def test_a_look_at_the_data_leaves_nothing(
+    tables: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    result = finetune(small(tables, tmp_path / "run", check_data=True, seeds=3))
+    assert result.model is None
+    assert "train: 160 examples" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_look_at_the_data_is_free_of_the_folder(
+    finished: tuple[FinetuneConfig, FinetuneResult], capsys: pytest.CaptureFixture[str]
+):
+    """It may hold another run, which may be training at this moment."""
+    config, _ = finished
+    workdir = pathlib.Path(config.workdir)
+    with run_folder.locked(workdir):
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        for changes in ({"seed": 1}, {"seeds": 3}, {"data": dataclasses.replace(config.data, max_length=32)}):
+            finetune(dataclasses.replace(config, check_data=True, **changes))
+            assert "train: 160 examples" in capsys.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("dropout", "refused"), [(None, True), (0.1, False)])
+def test_a_text_that_would_be_the_same_twice_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, dropout: float | None, refused: bool
+):
+    """As configs/tiny.py makes models: without dropout."""
+    without = dataclasses.replace(source.SMALL, hidden_dropout=0.0, attention_dropout=0.0)
+    monkeypatch.setattr(source, "SMALL", without)
+    (tmp_path / "train.tsv").write_text("anchor\n" + "".join(f"text {n}\n" for n in range(8)))
+    (tmp_path / "dev.tsv").write_text("anchor\tpositive\n" + "".join(f"a {n}\tb {n}\n" for n in range(8)))
+    config = small(tmp_path, tmp_path / "run", task=SimilarityConfig(target="dropout"), dropout=dropout)
+    message = r"task.target is \"dropout\" and a new small encoder has none: .*; set --dropout 0.1$"
+    with pytest.raises(ConfigError, match=message) if refused else contextlib.nullcontext():
+        training(config)
 
 
 @pytest.mark.parametrize(
@@ -477,16 +584,46 @@ def test_what_pretraining_buys(
     assert f"| accuracy | {result.dev['accuracy']:.4f} | {result.untrained['accuracy']:.4f} |" in page
 
 
+def test_a_comparison_that_diverges_stops_nothing(
+    finished: tuple[FinetuneConfig, FinetuneResult],
+    tables: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """It says nothing of the model that was pretrained."""
+    real = Training.train
+
+    def train(self: Training, *arguments):
+        if self.source.params is None:
+            raise NonFiniteError("loss or gradient is not finite at step 7")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Training, "train", train)
+    few = FinetuneTrainConfig(epochs=0.2)
+    config = small(tables, tmp_path / "run", model=str(finished[1].model), compare_untrained=True, train=few)
+    result = finetune(config)
+    assert result.model is not None
+    assert (result.untrained, result.untrained_diverged) == ({}, "loss or gradient is not finite at step 7")
+    assert report_of(config)["warnings"] == [
+        "without pretraining it diverged: loss or gradient is not finite at step 7"
+    ]
+    assert report_of(config)["untrained"] == {}
+
+
 def test_the_newest_run_is_started_from(tmp_path: pathlib.Path):
-    """Of those that pretraining made, the one with the newest checkpoint; fine-tuned models lie in the same folder."""
+    """Of those that pretraining made, the one with the newest checkpoint; fine-tuned models lie in the same folder.
+
+    Rows may be elsewhere (data.rows), so that they tell nothing.
+    """
     assert source.newest_run() is None
     assert source.start_of(FinetuneConfig()) == source.NEW
     for age, (name, parts) in enumerate(
         {
             "old": ("rows", "checkpoints", "metrics/1.json"),
-            "new": ("rows", "checkpoints", "metrics/2.json"),
+            "new": ("checkpoints", "metrics/2.json"),
             "started": ("rows", "checkpoints"),
             "finetuned": ("checkpoints", "metrics/9.json"),
+            "nobodys": ("rows", "checkpoints", "metrics/9.json"),
         }.items()
     ):
         for part in parts:
@@ -495,6 +632,12 @@ def test_the_newest_run_is_started_from(tmp_path: pathlib.Path):
             if path.suffix:
                 path.write_text("{}")
                 os.utime(path, (age, age))
+        if name == "finetuned":
+            run_folder.save_finetuning(
+                FinetuneConfig(), tmp_path / "runs" / name, "examples", run_folder.Start("a model")
+            )
+        elif name != "nobodys":
+            run_folder.save(Config(), tmp_path / "runs" / name, "fingerprint")
     assert source.newest_run() == pathlib.Path("runs/new")
     assert source.start_of(FinetuneConfig()) == "runs/new"
     # A run goes on from what it started from; what was named counts most.

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from jaxbert import run_folder
+from jaxbert import run_folder, validation
 from jaxbert.command_line import load, parse, save
 from jaxbert.config import Config, ConfigError, MeshConfig, OptimizerConfig
 from jaxbert.finetune.config import (
@@ -41,6 +41,15 @@ def test_defaults_and_every_shipped_configuration_are_valid(repository: pathlib.
     assert files
     for file in files:
         validate(load(file, FinetuneConfig), 8)
+
+
+def test_a_tracker_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
+    wanted = change("tracking.wandb", True)
+    monkeypatch.setattr(validation, "installed", lambda package: True)
+    validate(wanted, 8)
+    monkeypatch.setattr(validation, "installed", lambda package: False)
+    with pytest.raises(ConfigError, match=r"^tracking.wandb is on[^\n]*jaxbert\[wandb\][^\n]*$"):
+        validate(wanted, 8)
 
 
 WRONG = [
@@ -159,9 +168,40 @@ def test_a_configuration_of_pretraining_is_refused(repository: pathlib.Path):
         read("--config", str(repository / "configs/bert_base.py"))
 
 
+def begun(config: FinetuneConfig, workdir: pathlib.Path, trained: str = "metrics.jsonl") -> None:
+    """A folder in which something was trained."""
+    run_folder.save_finetuning(config, workdir, "examples", run_folder.Start("a model"))
+    (workdir / trained).parent.mkdir(parents=True, exist_ok=True)
+    (workdir / trained).write_text("{}\n")
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        "checkpoints_sha256/3.json",
+        "metrics.jsonl",
+        "untrained/checkpoints_sha256/3.json",
+        "seed-4/metrics.jsonl",
+        "seed-4/untrained/checkpoints_sha256/3.json",
+        "trial-0002/metrics.jsonl",
+    ],
+)
+def test_a_folder_in_which_nothing_was_trained_binds_nobody(tmp_path: pathlib.Path, trained: str):
+    """What a refused start, or one that ended before its first step, has left."""
+    begun(BASE, tmp_path, trained)
+    other = dataclasses.replace(BASE, seed=1)
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        run_folder.check_same_finetuning(other, "examples", tmp_path)
+    assert run_folder.started_from(tmp_path) == run_folder.Start("a model")
+    (tmp_path / trained).write_text("")
+    for config, examples in ((other, "examples"), (dataclasses.replace(BASE, seeds=3), "examples"), (BASE, "others")):
+        run_folder.check_same_finetuning(config, examples, tmp_path)
+    assert run_folder.started_from(tmp_path) is None
+
+
 def test_a_run_goes_on_elsewhere_and_with_another_test_set(tmp_path: pathlib.Path):
     run_folder.check_same_finetuning(BASE, "examples", tmp_path)
-    run_folder.save_finetuning(BASE, tmp_path, "examples", "a model")
+    begun(BASE, tmp_path)
     again = dataclasses.replace(
         BASE,
         workdir="elsewhere",
@@ -174,7 +214,7 @@ def test_a_run_goes_on_elsewhere_and_with_another_test_set(tmp_path: pathlib.Pat
 
 
 def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
-    run_folder.save_finetuning(BASE, tmp_path, "examples", "a model")
+    begun(BASE, tmp_path)
     other = dataclasses.replace(
         BASE, seed=1, model="somebody's", data=ExamplesConfig(train=("a", "b")), train=FinetuneTrainConfig(epochs=4.0)
     )
@@ -194,7 +234,7 @@ def test_another_run_is_refused_with_every_difference(tmp_path: pathlib.Path):
 
 
 def test_a_folder_of_another_task_or_of_pretraining_is_refused(tmp_path: pathlib.Path):
-    run_folder.save_finetuning(OTHER, tmp_path / "tags", "examples", "a model")
+    begun(OTHER, tmp_path / "tags")
     with pytest.raises(ConfigError, match=r"task.kind was 'tagging' and is 'classification'"):
         run_folder.check_same_finetuning(BASE, "examples", tmp_path / "tags")
     run_folder.save(Config(), tmp_path / "pretraining", "rows")
@@ -203,10 +243,10 @@ def test_a_folder_of_another_task_or_of_pretraining_is_refused(tmp_path: pathlib
 
 
 def test_several_seeds_are_another_folder_and_how_many_may_change(tmp_path: pathlib.Path):
-    run_folder.save_finetuning(BASE, tmp_path / "one", "examples", "a model")
+    begun(BASE, tmp_path / "one")
     with pytest.raises(ConfigError, match="holds a run of one seed"):
         run_folder.check_same_finetuning(change("seeds", 2), "examples", tmp_path / "one")
-    run_folder.save_finetuning(change("seeds", 3), tmp_path / "several", "examples", "a model")
+    begun(change("seeds", 3), tmp_path / "several", "seed-0/metrics.jsonl")
     run_folder.check_same_finetuning(change("seeds", 5), "examples", tmp_path / "several")
     with pytest.raises(ConfigError, match="holds runs of several seeds"):
         run_folder.check_same_finetuning(BASE, "examples", tmp_path / "several")

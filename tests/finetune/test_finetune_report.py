@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from jaxbert.finetune.report import draw_confusion, draw_curves, draw_seeds, write
-from jaxbert.tasks.task import BoundTask
+from jaxbert.tasks.task import BoundTask, Mistake
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["$_$", "b"], ["a_b^c", "\\frac"], [f"class {n}" for n in range(30)]])
@@ -62,6 +62,25 @@ def test_more_classes_than_a_picture_has_room_for_are_said(tmp_path: pathlib.Pat
     content = json.loads((tmp_path / "report.json").read_text(encoding="utf8"))
     assert content["warnings"] == ["odd", "no confusion.png: 81 classes are too many for a picture"]
     assert len(content["confusion"]["counts"]) == 81
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: pathlib.Path):
+    """A reader of JSON knows neither NaN nor Infinity."""
+
+    class Odd(BoundTask):
+        loss_weights = {"label_loss": 1.0}  # noqa: RUF012
+        metric = "spearman"
+
+        def mistakes(self, examples, predictions):
+            return [Mistake("a text", "1", "2", np.inf)]
+
+    Odd.__abstractmethods__ = frozenset()
+    (tmp_path / "metrics.jsonl").touch()
+    measures = {"loss": np.float64(np.nan), "spearman": 0.5}
+    write(tmp_path, "odd", Odd(), {"dev": ([], measures, [])}, untrained=measures, facts={}, warnings=())
+    content = json.loads((tmp_path / "report.json").read_text(encoding="utf8"), parse_constant=pytest.fail)
+    assert content["measures"]["dev"] == content["untrained"] == {"loss": None, "spearman": 0.5}
+    assert content["mistakes"]["worst"][0]["loss"] is None
 
 
 @pytest.mark.parametrize("held_out", [{"loss": 1.0, "f1": 0.5}, {"loss": 1.0, "f1": None}, {"loss": 1.0}])

@@ -86,7 +86,8 @@ def test_tagging(tmp_path: pathlib.Path):
     assert result.dev["f1"] > 0.95
     assert result.dev["strict_f1"] == result.dev["f1"]
     content = reported(result, "f1")
-    assert [table["title"] for table in content["tables"]] == ["Whole entities, by type", "Words, by tag"]
+    readings = [f"Whole entities, by type ({reading})" for reading in ("conlleval", "strict")]
+    assert [table["title"] for table in content["tables"]] == [*readings, "Words, by tag"]
     assert content["confusion"]["labels"] == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
     loaded = load(result.model)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -93,6 +94,35 @@ def test_terms_of_a_loss_that_has_several(tmp_path: pathlib.Path, terms: tuple[s
     measures = {"loss": 1.0, "accuracy": 0.5} | dict.fromkeys(terms, 0.5)
     result = FinetuneResult(tmp_path, None, 1, measures, {}, {}, "accuracy")
     assert [*seeds.spread([result])["dev"]] == ["loss", "accuracy", *shown]
+
+
+def test_a_comparison_that_diverged_is_said_and_is_not_the_seed(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    def compared(config: FinetuneConfig) -> FinetuneResult:
+        diverged = {"untrained_diverged": "not finite"} if config.seed == 4 else {"untrained": {"accuracy": 0.3}}
+        return dataclasses.replace(pretend(config), **diverged)
+
+    found = finetune_seeds(FinetuneConfig(workdir=str(tmp_path), seed=3, seeds=2), compared)
+    assert [one.diverged for one in found.seeds] == [None, None]
+    assert found.spread["dev"]["accuracy"].count == 2
+    assert found.spread["dev, without pretraining"]["accuracy"] == Spread(0.3, None, 1)
+    line = "diverged without pretraining: seed 4: not finite\n"
+    assert line in capsys.readouterr().out
+    assert f"- {line}" in (tmp_path / "report.md").read_text(encoding="utf8")
+    assert [one["untrained_diverged"] for one in report_of(tmp_path)["seeds"]] == [None, "not finite"]
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_report(tmp_path: pathlib.Path):
+    def odd(config: FinetuneConfig) -> FinetuneResult:
+        result = pretend(config)
+        return dataclasses.replace(result, dev={**result.dev, "loss": math.nan if config.seed == 4 else 1.0})
+
+    finetune_seeds(FinetuneConfig(workdir=str(tmp_path), seed=3, seeds=2), odd)
+    text = (tmp_path / "report.json").read_text(encoding="utf8")
+    content = json.loads(text, parse_constant=pytest.fail)
+    assert content["spread"]["dev"]["loss"] == {"mean": None, "sd": None, "count": 2}
+    assert [one["measures"]["dev"]["loss"] for one in content["seeds"]] == [1.0, None]
 
 
 def test_when_no_seed_is_finished(tmp_path: pathlib.Path):

@@ -238,6 +238,21 @@ def test_keeps_the_highest_of_a_measure_and_of_equal_ones_the_newest(tmp_path):
         assert checkpoints.best_step() is None
 
 
+def test_the_best_is_one_of_the_last_phase_that_was_evaluated(tmp_path):
+    config = CheckpointConfig(every=1, keep_last=1, keep_best=True)
+    # Rows of 512 tokens are easier to predict in than those of 128, or harder: the switch is after step 4.
+    losses = {2: 1.0, 4: 0.9, 5: None, 6: 2.0, 7: 3.0}
+    kept = {}
+    with Checkpoints(tmp_path, config, phase_starts=(0, 4)) as checkpoints:
+        for step, loss in losses.items():
+            checkpoints.save(step, make_state(step), evaluation=None if loss is None else {"loss": loss})
+            checkpoints.wait()
+            kept[step] = checkpoints.best_step()
+    # The last evaluation before the switch is of the first phase, and counts until there is one of the second.
+    assert kept == {2: 2, 4: 4, 5: 4, 6: 6, 7: 6}
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [6, 7]
+
+
 def test_the_one_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1, keep_best=False))
     checkpoints.save(1, make_state(1))

@@ -22,8 +22,13 @@ def test_base_needs_about_six_operations_for_each_parameter_and_token():
 
 
 def test_peaks_go_by_the_longest_name():
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5p") == 459e12
-    assert peak_flops("NVIDIA L40S") == 362e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("cpu") is None
+    assert peak_flops("TPU v5 lite", "bfloat16") == 197e12
+    assert peak_flops("TPU v5p", "bfloat16") == 459e12
+    assert peak_flops("NVIDIA L40S", "bfloat16") == 362e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak_flops("cpu", "bfloat16") is None
+
+
+def test_float32_is_not_measured_against_the_peak_of_bfloat16():
+    assert peak_flops("TPU v5 lite", "float32") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") is None

@@ -16,9 +16,9 @@ from jaxbert.train.tracking import (
     JsonlTracker,
     TensorBoardTracker,
     Trackers,
-    TrackingError,
     WandbTracker,
     make_trackers,
+    read_metrics,
 )
 
 LINE = {
@@ -150,11 +150,26 @@ def test_a_tracker_that_fails_to_close_does_not_keep_the_others_open(caplog):
     assert "Recorder failed to close: ZeroDivisionError" in caplog.text
 
 
-@pytest.mark.parametrize("found", [None, types.ModuleType("wandb")], ids=["nothing", "a_folder_of_that_name"])
-def test_wandb_that_is_missing_is_an_error_at_the_start_that_names_the_extra(tmp_path, monkeypatch, found):
-    monkeypatch.setitem(sys.modules, "wandb", found)
-    with pytest.raises(TrackingError, match=r"^[^\n]*jaxbert\[wandb\][^\n]*$"):
-        make_trackers(TrackingConfig(wandb=True), tmp_path, name="run", num_steps=10)
+def test_a_tracker_that_cannot_start_is_warned_of_and_left_out(tmp_path, monkeypatch, caplog, capsys):
+    def init(**settings):
+        raise RuntimeError("no network\nand more of it")
+
+    def summary_writer(*arguments, **options):
+        raise PermissionError("not yours")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=summary_writer))
+    (tmp_path / "metrics.jsonl").mkdir()
+    group = make_trackers(TrackingConfig(wandb=True), tmp_path, name="run", num_steps=10)
+    group.log(5, {"loss": 1.0})
+    group.close()
+    assert "step 5/10" in capsys.readouterr().out
+    jsonl, wandb, tensorboard = (record.getMessage() for record in caplog.records)
+    assert jsonl.startswith("JsonlTracker failed to start and is left out: IsADirectoryError")
+    assert wandb == "WandbTracker failed to start and is left out: RuntimeError: no network"
+    assert tensorboard == "TensorBoardTracker failed to start and is left out: PermissionError: not yours"
+    # Reports and early stopping, which read what it would have written, go on without.
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from made_models import MLP, POSITIONS, VOCAB, WIDTH
 from jaxbert import command_line
 from jaxbert.config import CheckpointConfig, Config, ModelConfig
 from jaxbert.model.bert import BertForPreTraining
-from jaxbert.text.wordpiece import SPECIAL
+from jaxbert.text.vocabulary import save_tokenizer
+from jaxbert.text.wordpiece import SPECIAL, bert_tokenizer
 from jaxbert.train.checkpoint import Checkpoints
 from jaxbert.weights.huggingface import save
 from jaxbert.weights.load import load
@@ -159,6 +160,15 @@ def test_its_tokenizer_is_found(run: pathlib.Path):
     path = run / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": "def012345"}))
     assert load(run).tokenizer == folder
+
+
+def test_an_export_says_what_the_padding_of_the_runs_tokenizer_is(run: pathlib.Path, tmp_path: pathlib.Path):
+    pieces = {piece: i for i, piece in enumerate(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a"])}
+    save_tokenizer(bert_tokenizer(pieces, lowercase=True), run / "rows" / "abc" / "tokenizer", POSITIONS)
+    loaded = load(run)
+    assert loaded.extra == {}
+    folder = save(tmp_path / "exported", **loaded.export_arguments())
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] == 1
 
 
 def test_a_head_that_a_run_does_not_have(run: pathlib.Path):
