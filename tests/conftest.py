@@ -45,6 +45,7 @@ LONG = (
     "finetune/test_search.py",
     "examples/test_examples.py",
     "finetune/test_other_tasks.py",
+    "finetune/test_forms.py",
     "train/test_step.py",
 )
 

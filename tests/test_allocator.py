@@ -53,6 +53,41 @@ print(reserved() - before)
 """
 
 
+MANY_SIZES = """
+import pathlib, sys, time
+from jaxbert import allocator
+if sys.argv[1] == "limited":
+    allocator._KEPT_SHARE = 100 * 2**20 / allocator._memory()
+assert allocator.keep_freed_memory()
+import numpy
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+before, small = resident(), []
+for size in range(40, 360, 40):
+    numpy.ones(size * 2**20, numpy.uint8)
+    # It lies behind the hole, which the next size is too large for.
+    small.append(bytearray(2**16))
+    time.sleep(0.1)
+time.sleep(1.5)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+def test_what_is_kept_has_a_limit():
+    """Sizes that grow leave a hole each, 1,440 MiB in all."""
+    left = {
+        mode: float(
+            subprocess.run([sys.executable, "-c", MANY_SIZES, mode], capture_output=True, text=True, check=True).stdout
+        )
+        for mode in ("unlimited", "limited")
+    }
+    assert left["limited"] < 150
+    assert left["unlimited"] > 300
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
 def test_freed_memory_is_kept_where_that_is_asked_for():
     pages = 32 * 2**20 // 4096
