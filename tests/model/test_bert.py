@@ -101,7 +101,8 @@ def assert_same(left, right, tolerance):
     left, right = (traverse_util.flatten_dict(tree, sep="/") for tree in (left, right))
     assert left.keys() == right.keys()
     for path, expected in right.items():
-        np.testing.assert_allclose(left[path], expected, rtol=0, atol=tolerance, err_msg=path)
+        # Gradients here reach 12, of which float32 has seven digits.
+        np.testing.assert_allclose(left[path], expected, rtol=1e-6, atol=tolerance, err_msg=path)
 
 
 def unstacked(params):
