@@ -173,7 +173,7 @@ def measure(size: str, length: int, options: argparse.Namespace) -> list[Measure
     promised = 1.7 if (size, options.batch, length, options.dtype) == ("base", 4, 128, "float32") and theirs else None
     peer = tokens / min(theirs) if theirs else None
     measurements = [Measurement(name, tokens / ours, peer, "real tokens/s", promised)]
-    peak = peak_flops(jax.devices()[0].device_kind)
+    peak = peak_flops(jax.devices()[0].device_kind, options.dtype)
     if peak:
         flops = model_flops(
             model,
