@@ -67,9 +67,9 @@ class Rejects:
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(sample) + "\n" for sample in self.samples)
 
-    def check(self, allowed: float, share: float | None = None) -> None:
-        """Raise `CorpusError` when more than `allowed` of the documents, or than a larger `share`, is rejected."""
-        if self.rejected > max(allowed, share or 0.0) * self.documents:
+    def check(self, allowed: float, also: float = 0.0) -> None:
+        """Raise `CorpusError` when more than `allowed` of the documents are rejected, and more than `also`."""
+        if self.rejected > max(allowed, also) * self.documents:
             first = self.samples[0]
             raise CorpusError(
                 f"{self.rejected} of {self.documents} documents are rejected, above data.max_rejected_share {allowed}; "

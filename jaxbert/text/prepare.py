@@ -78,7 +78,11 @@ def prepare(
     try:
         ingredients |= _vocabulary_ingredients(config.data.vocabulary)
         ingredients |= _listings(config)
-    except (CorpusError, VocabularyError):
+    except (CorpusError, VocabularyError) as error:
+        vocabulary = config.data.vocabulary.path
+        if isinstance(error, VocabularyError) and vocabulary is not None and pathlib.Path(vocabulary).exists():
+            # It is there and damaged: rows that were made with a sound one do not stand in for it.
+            raise
         # The rows may have come from a machine that has the text, and the vocabulary's file.
         moved = _made_elsewhere(root, ingredients, _named(config))
         if moved is None:

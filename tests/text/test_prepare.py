@@ -275,6 +275,9 @@ def test_rows_serve_where_the_vocabulary_is_not(config: Config, corpus: pathlib.
     shutil.copytree(corpus / "vocabulary", tmp_path / "vocabulary")
     config = changed(config, vocabulary=VocabularyConfig(path=str(tmp_path / "vocabulary")))
     first = prepare(config)
+    for path in (tmp_path / "vocabulary").iterdir():
+        path.write_text("no tokenizer")
+    assert str(tmp_path / "vocabulary") in error_of(config)
     shutil.rmtree(tmp_path / "vocabulary")
     again, messages = messages_of(config)
     assert again.directory == first.directory
