@@ -17,7 +17,8 @@ from jaxbert.predict.texts import PredictError, TextError
 from jaxbert.tasks import entities
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
-from jaxbert.tasks.relation import BoundRelation, Pair, without_tags
+from jaxbert.tasks.pairs import Pair, without_tags
+from jaxbert.tasks.relation import BoundRelation
 from jaxbert.tasks.sentences import Sentence
 from jaxbert.tasks.span import BoundSpanAnswering, Question
 from jaxbert.tasks.tagging import BoundTagging

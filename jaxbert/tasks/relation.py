@@ -1,7 +1,4 @@
-"""Relation extraction: how two marked entities of a text are related, read from where they begin (Baldini Soares et al. 2019, section 3).
-
-The markers are tokens that every vocabulary has, "@" around the first entity and "#" around the second (Zhou & Chen 2022).
-"""
+"""Relation extraction: how two marked entities of a text are related, read from where they begin (Baldini Soares et al. 2019, section 3)."""
 
 import bisect
 import dataclasses
@@ -21,6 +18,7 @@ from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
+from jaxbert.tasks.pairs import SIGNS, Pair, around, in_tokens, marked, without_tags
 from jaxbert.tasks.task import (
     MARKERS,
     BoundTask,
@@ -41,20 +39,6 @@ from jaxbert.tasks.task import (
 )
 from jaxbert.train.losses import Sums, masked_accuracy, masked_cross_entropy
 from jaxbert.train.state import Batch
-
-_TAG = re.compile(r"\s*</?e[12]>\s*")
-_MARKERS = ("@", "#")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A text with two entities, and how they are related."""
-
-    text: str
-    first: tuple[int, int]
-    second: tuple[int, int]
-    """(start, end) in characters."""
-    label: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +146,7 @@ class BoundRelation(BoundTask[Pair, Related]):
             return False
         text, starts = marked(example)
         encoding = self.encoder.tokenizer.encode(text, add_special_tokens=False)
-        read = _around(_in_tokens(example, encoding, starts), len(encoding), self._room)
+        read = around(in_tokens(example, encoding, starts), len(encoding), self._room)
         return read[-1] - read[0] >= len(read)
 
     def init(self, key: jax.Array) -> Any:
@@ -195,8 +179,8 @@ class BoundRelation(BoundTask[Pair, Related]):
     def _feature(self, number: int, example: Pair, encoding: Encoding, starts: tuple[int, int]) -> Feature:
         if example.label not in self._ids:
             raise ExamplesError(unknown_label(example.label, self.labels))
-        spans, ids = _in_tokens(example, encoding, starts), encoding.ids
-        read = _around(spans, len(ids), self._room)
+        spans, ids = in_tokens(example, encoding, starts), encoding.ids
+        read = around(spans, len(ids), self._room)
         encoding.truncate(len(read))
         whole = self.encoder.tokenizer.post_process(encoding)
         before = next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)
@@ -265,79 +249,7 @@ class BoundRelation(BoundTask[Pair, Related]):
 
     def configuration(self) -> dict[str, Any]:
         """With the markers that the texts have."""
-        return {**super().configuration(), MARKERS: list(_MARKERS)}
-
-
-def without_tags(text: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
-    """ "a <e1> b </e1> c" -> the text without its tags, and both entities. Raises BadRecordError where a tag is missing or twice."""
-    plain, places, done = "", {}, 0
-    for match in _TAG.finditer(text):
-        plain += text[done : match.start()]
-        name, done = match.group().strip(), match.end()
-        if name in places:
-            raise BadRecordError(f"has {name} twice")
-        # The space that stood around a tag, or around two, stands once.
-        spaced = match.group() != name and plain and not plain[-1].isspace() and done < len(text)
-        if name[1] == "/":
-            places[name] = len(plain.rstrip())
-        plain += " " if spaced else ""
-        places.setdefault(name, len(plain))
-    plain += text[done:]
-    missing = [name for name in ("<e1>", "</e1>", "<e2>", "</e2>") if name not in places]
-    if missing:
-        raise BadRecordError(f"has no {missing[0]}")
-    first, second = (places["<e1>"], places["</e1>"]), (places["<e2>"], places["</e2>"])
-    if first[0] >= first[1] or second[0] >= second[1] or (first[0] < second[1] and second[0] < first[1]):
-        raise BadRecordError("has an entity that is empty, or both overlap")
-    return plain, first, second
-
-
-def marked(example: Pair) -> tuple[str, tuple[int, int]]:
-    """The text with markers around its entities, and where the first marker of each is."""
-    text, starts = "", [0, 0]
-    done = 0
-    for (start, end), number in sorted(((example.first, 0), (example.second, 1))):
-        text += example.text[done:start]
-        starts[number] = len(text)
-        text += f"{_MARKERS[number]} {example.text[start:end]} {_MARKERS[number]}"
-        done = end
-    return text + example.text[done:], (starts[0], starts[1])
-
-
-def _token_at(encoding: Encoding, character: int) -> int:
-    """The first token that ends behind a character."""
-    return next((n for n, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding) - 1)
-
-
-def _in_tokens(example: Pair, encoding: Encoding, starts: tuple[int, int]) -> list[tuple[int, int]]:
-    """First and last + 1 token of each entity with its markers. `starts`: as from `marked`."""
-    return [
-        # Around an entity are two markers and two spaces.
-        (_token_at(encoding, start), _token_at(encoding, start + last - first + 3) + 1)
-        for start, (first, last) in zip(starts, (example.first, example.second), strict=True)
-    ]
-
-
-def _around(spans: Sequence[tuple[int, int]], length: int, room: int) -> list[int]:
-    """The tokens that are read, in order: all, a run around both spans, or, where these are too far apart, one around each."""
-    if length <= room:
-        return list(range(length))
-    (low, low_end), (high, high_end) = sorted(spans)
-    # An entity that is too long has its beginning read.
-    half = room // 2
-    high_end = min(high_end, high + half)
-    if high_end - low <= room:
-        first = _begin(low, high_end, room, length)
-        return list(range(first, first + room))
-    size = room - half
-    left = _begin(low, min(low_end, low + size), size, length)
-    right = max(_begin(high, high_end, half, length), left + size)
-    return [*range(left, left + size), *range(right, right + half)]
-
-
-def _begin(start: int, end: int, size: int, length: int) -> int:
-    """Where a run of `size` tokens of `length` begins that has those from `start` to `end` - 1 in its middle."""
-    return min(max((start + end - size) // 2, 0), length - size)
+        return {**super().configuration(), MARKERS: list(SIGNS)}
 
 
 def official_counts(gold: Sequence[str], found: Sequence[str], other: str) -> dict[str, metrics.Counts]:

@@ -14,7 +14,8 @@ from made_task_encoders import byte_level, encoder_of, outputs_of, parameters_of
 from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.bert import BertEncoder
-from jaxbert.tasks.relation import BoundRelation, Pair, Related, Relation, marked, without_tags
+from jaxbert.tasks.pairs import Pair, marked, without_tags
+from jaxbert.tasks.relation import BoundRelation, Related, Relation
 from jaxbert.weights import huggingface
 from jaxbert.weights.load import load
 
