@@ -20,9 +20,10 @@ from jaxbert.finetune.examples import Examples, Tables, over_tables, read_all
 from jaxbert.finetune.finish import finish
 from jaxbert.finetune.head import find_head
 from jaxbert.finetune.result import FinetuneResult, Untrained
-from jaxbert.finetune.search import STUDY, Hopeless, load_suggest, search
+from jaxbert.finetune.search import Hopeless, load_suggest, search
 from jaxbert.finetune.seeds import finetune_seeds
 from jaxbert.finetune.source import Source, find_source, find_start
+from jaxbert.finetune.study import STUDY
 from jaxbert.finetune.training import Training, encoder_of, oddities
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task

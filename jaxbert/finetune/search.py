@@ -11,9 +11,7 @@ goes on as if it had not been.
 """
 
 import dataclasses
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,12 +22,11 @@ import numpy as np
 
 from jaxbert import command_line
 from jaxbert.config import ConfigError, UserError
-from jaxbert.finetune import report
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.result import FinetuneResult, SearchResult
+from jaxbert.finetune.search_report import finish, short
+from jaxbert.finetune.study import STUDY, clear, discard, ended_in, folder_of, take_up
 from jaxbert.finetune.validation import validate
-from jaxbert.tasks.task import Table
-from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS
 from jaxbert.train.loop import NonFiniteError
 from jaxbert.train.processes import say
 
@@ -41,7 +38,6 @@ Hopeless = Callable[[int, float], bool]
 """(number of the evaluation, from 1; the measure that it found) -> whether the run is better given up."""
 Train = Callable[[FinetuneConfig, Hopeless], FinetuneResult]
 
-STUDY = "search.db"
 # What a trial may not set: the search does, or there is but one for all trials.
 _RESERVED = (
     "workdir name seeds search trials check_data compare_untrained mesh distributed checkpoint tracking data.dev data.dev_share "
@@ -91,23 +87,18 @@ def search(config: FinetuneConfig, suggest: Suggest, train: Train) -> SearchResu
         study = optuna.create_study(
             storage=storage, study_name="finetune", direction="maximize", pruner=pruner, load_if_exists=True
         )
-        _take_up(study)
-        while (number := len(_ended(study))) < config.trials:
+        take_up(study)
+        while (number := len(ended_in(study))) < config.trials:
             # A sampler that began with one seed would draw the same again after each start.
             seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
             study.sampler = optuna.samplers.TPESampler(seed=seed)
             if not _run_trial(config, suggest, train, study, number):
                 return SearchResult(workdir, None, 0, {}, {}, {}, "", None, {})
-            _clear(study, workdir)
-        return _finish(config, study)
+            clear(study, workdir)
+        return finish(config, study)
     finally:
         storage.remove_session()
         storage.engine.dispose()
-
-
-def folder_of(workdir: Path, number: int) -> Path:
-    """Where the run of a trial is."""
-    return workdir / f"trial-{number:04d}"
 
 
 def trial_config(config: FinetuneConfig, values: Mapping[str, Any], number: int) -> FinetuneConfig:
@@ -144,7 +135,7 @@ def _run_trial(config: FinetuneConfig, suggest: Suggest, train: Train, study: "o
     except ConfigError:
         study.tell(trial, state=TrialState.FAIL)
         raise
-    settings = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    settings = ", ".join(f"{name} {short(value)}" for name, value in values.items())
     say(f"trial {number}, {number + 1} of {config.trials}: {settings}")
     hopeless = False
 
@@ -158,7 +149,7 @@ def _run_trial(config: FinetuneConfig, suggest: Suggest, train: Train, study: "o
         return hopeless
 
     started = time.monotonic()
-    _discard(study, Path(one.workdir), number, values)
+    discard(study, Path(one.workdir), number, values)
     trial.set_user_attr("number", number)
     trial.set_user_attr("values", dict(values))
     try:
@@ -202,150 +193,6 @@ def _suggested(suggest: Suggest, trial: "optuna.Trial", config: FinetuneConfig) 
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{config.search}: suggest(trial) returns {values!r}: it must return a dict of fields")
     return values
-
-
-def _discard(study: "optuna.Study", folder: Path, number: int, values: Mapping[str, Any]) -> None:
-    """Delete what a trial of this number that failed has left, unless this one goes on from there with the same values."""
-    from optuna.trial import TrialState
-
-    failed = [one for one in study.get_trials(states=(TrialState.FAIL,)) if one.user_attrs.get("number") == number]
-    # As they are once they were stored.
-    if failed and failed[-1].user_attrs["values"] != json.loads(json.dumps(dict(values))):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _take_up(study: "optuna.Study") -> None:
-    """Queue again what was running when the process before this one ended, with what it has reported."""
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        params = {**trial.user_attrs.get("params", {}), **trial.params}
-        reported = {**trial.user_attrs.get("reported", {}), **trial.intermediate_values}
-        # Queued first: a kill between the two must not lose it.
-        if params and not study.get_trials(states=(TrialState.WAITING,)):
-            study.enqueue_trial(params, user_attrs={"params": params, "reported": reported})
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    """Trials that came to an end; the number of a trial is its place here, since Optuna's also count those that were cut short."""
-    from optuna.trial import TrialState
-
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def _best(study: "optuna.Study") -> int | None:
-    """The number of the trial with the highest value, of equal ones the first."""
-    finished = [(number, trial) for number, trial in enumerate(_ended(study)) if _ended_as(trial) == "finished"]
-    values = {number: trial.value for number, trial in finished if trial.value is not None}
-    return max(values, key=lambda number: values[number]) if values else None
-
-
-def _ended_as(trial: "optuna.trial.FrozenTrial") -> str:
-    return trial.user_attrs["ended"]
-
-
-def _clear(study: "optuna.Study", workdir: Path) -> None:
-    """Delete checkpoints and models of all trials but the best; their metrics and reports stay."""
-    best = _best(study)
-    for number in range(len(_ended(study))):
-        for name in (RECORDS, CHECKPOINTS, "model") if number != best else ():
-            shutil.rmtree(folder_of(workdir, number) / name, ignore_errors=True)
-
-
-def _finish(config: FinetuneConfig, study: "optuna.Study") -> SearchResult:
-    """Write the best configuration, the report and the picture."""
-    workdir, ended, best = Path(config.workdir), _ended(study), _best(study)
-    # The process before this one may have been killed before it did.
-    _clear(study, workdir)
-    metric = study.user_attrs.get("metric", "")
-    values = [trial.value if _ended_as(trial) == "finished" else _last(trial) for trial in ended]
-    found = SearchResult(workdir, None, 0, {}, {}, {}, metric, None, {})
-    if best is not None:
-        chosen = ended[best].user_attrs
-        result, model = chosen["result"], folder_of(workdir, best) / "model"
-        found = SearchResult(
-            workdir, model, result["step"], result["dev"], result["test"], {}, metric, best, chosen["values"]
-        )
-        base = dataclasses.replace(config, search=None, workdir=str(workdir / "best"))
-        command_line.save(
-            command_line.with_fields(base, chosen["values"]), workdir / "best.json", trial=best, value=ended[best].value
-        )
-    report.draw_trials(
-        [(value, _ended_as(trial) == "finished") for trial, value in zip(ended, values, strict=True)],
-        workdir / "trials.png",
-        metric,
-    )
-    table = _table(ended, values, metric)
-    _write(config, found, ended, values, table)
-    report.show(Table("", table.columns, table.rows))
-    if best is None:
-        say("no trial came to its end with a measure: narrow what suggest(trial) draws from")
-    else:
-        say(f"best: trial {best}, model: {found.model}")
-        # The settings of somebody's own task have their class in a file that we do not know.
-        own = "--config OWN.py " if hasattr(config.task, "make_task") else ""
-        say(f"train it again: python finetune.py {own}--config {workdir / 'best.json'}")
-    say(f"report: {workdir / 'report.md'}   trials: {workdir / 'trials.png'}")
-    return found
-
-
-def _last(trial: "optuna.trial.FrozenTrial") -> float | None:
-    """What a trial that was given up reported last."""
-    steps = trial.intermediate_values
-    return steps[max(steps)] if steps else None
-
-
-def _table(ended: "list[optuna.trial.FrozenTrial]", values: list[float | None], metric: str) -> Table:
-    fields = list(dict.fromkeys(name for trial in ended for name in trial.user_attrs["values"]))
-    rows = []
-    for number, (trial, value) in enumerate(zip(ended, values, strict=True)):
-        settings = trial.user_attrs["values"]
-        cells = [_short(settings[name]) if name in settings else "" for name in fields]
-        rows.append([f"{number}", "" if value is None else f"{value:.4f}", _ended_as(trial), *cells])
-    return Table("Trials", ["trial", metric.replace("_", " ") or "value", "", *fields], rows)
-
-
-def _write(
-    config: FinetuneConfig,
-    found: SearchResult,
-    ended: "list[optuna.trial.FrozenTrial]",
-    values: list[float | None],
-    table: Table,
-) -> None:
-    workdir = found.workdir
-    counts = [f"{sum(_ended_as(trial) == end for trial in ended)} {end}" for end in ("finished", "pruned", "diverged")]
-    lines = [f"# {config.name}, {len(ended)} trials", "", f"{', '.join(counts)}.", ""]
-    if found.best_trial is not None:
-        folder = folder_of(workdir, found.best_trial).name
-        measure = f"{found.metric.replace('_', ' ')} on dev {found.dev[found.metric]:.4f}"
-        lines += [f"Best: trial {found.best_trial}, {measure}, in `{folder}`; its configuration is `best.json`.", ""]
-    lines += ["![trials](trials.png)", "", *report.markdown(table), ""]
-    (workdir / "report.md").write_text("\n".join(lines), encoding="utf8")
-    trials = [
-        {
-            "trial": number,
-            "ended": _ended_as(trial),
-            "value": value,
-            "values": trial.user_attrs["values"],
-            "evaluations": {str(step): reported for step, reported in trial.intermediate_values.items()},
-            "seconds": trial.user_attrs.get("seconds"),
-        }
-        for number, (trial, value) in enumerate(zip(ended, values, strict=True))
-    ]
-    content = {
-        "name": config.name,
-        "metric": found.metric,
-        "best_trial": found.best_trial,
-        # jaxbert.load takes the folder of the search for this one.
-        "model": None if found.best_trial is None else str(folder_of(Path(), found.best_trial) / "model"),
-        "trials": trials,
-    }
-    report.write_json(workdir / "report.json", content)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _one_line(error: Exception) -> str:
