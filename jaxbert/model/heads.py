@@ -47,11 +47,43 @@ class MlmHead(nn.Module):
         bias_V = jnp.where(real_V, bias_V, PADDING_LOGIT)
         # float32 out of the products: the loss subtracts logits of like size.
         x_RxE = x_BxPxE.reshape(-1, config.embedding_width)
-        logits_RxV = jax.lax.dot_general(
-            x_RxE, table_VxE.astype(dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        logits_RxV = _logits(x_RxE, table_VxE) if dtype == jnp.float32 else _narrow_logits(x_RxE, table_VxE)
         logits_BxPxV = logits_RxV.reshape(*x_BxPxE.shape[:2], -1)
         return constrain(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
+
+
+def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Float[Array, "M N"]:
+    """Left and right with these axes contracted, in float32."""
+    dimensions = (((left_axis,), (right_axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _logits(x_RxE: Float[Array, "R E"], table_VxE: Float[Array, "V E"]) -> Float[Array, "R V"]:
+    return _product(x_RxE, table_VxE.astype(x_RxE.dtype), 1, 1)
+
+
+@jax.custom_vjp
+def _narrow_logits(x_RxE: Float[Array, "R E"], table_VxE: Float[Array, "V E"]) -> Float[Array, "R V"]:
+    """`_logits`, whose gradient goes back in the compute type.
+
+    The logits are the largest array of the step, and float32 because the loss subtracts them; left alone, their gradient would be
+    float32 too, and both products with it.
+    """
+    return _logits(x_RxE, table_VxE)
+
+
+def _narrow_logits_forward(x_RxE, table_VxE):
+    return _logits(x_RxE, table_VxE), (x_RxE, table_VxE)
+
+
+def _narrow_logits_backward(saved, gradient_RxV):
+    x_RxE, table_VxE = saved
+    gradient_RxV = gradient_RxV.astype(x_RxE.dtype)
+    x_gradient = _product(gradient_RxV, table_VxE.astype(x_RxE.dtype), 1, 0).astype(x_RxE.dtype)
+    return x_gradient, _product(gradient_RxV, x_RxE, 0, 0).astype(table_VxE.dtype)
+
+
+_narrow_logits.defvjp(_narrow_logits_forward, _narrow_logits_backward)
 
 
 class NspHead(nn.Module):
