@@ -4,15 +4,21 @@
 
 Ours is the step that `train.py` runs. The peer is `BertForPreTraining` with fused AdamW, SDPA attention and the faster of eager and
 `torch.compile`; its labels are -100 where nothing is masked, as transformers wants them. Both see the same rows, and real
-tokens per second count no padding. Without arguments: base, 4 rows of 128, float32 on a CPU; on a GPU base and large in
-bfloat16 at 128 and 512. Without torch or transformers, or where torch does not see the GPU, there is no peer.
+tokens per second count no padding. Without arguments: base, 4 rows of 128, float32; on a GPU base and large in bfloat16 at 128 and
+512 besides. On a GPU, ten steps are timed together, as in a training loop, which waits for none. Without torch or transformers, or
+where torch does not see the GPU, there is no peer.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+# Both sides share a GPU's memory; jax would take three quarters of it for itself.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
@@ -37,6 +43,19 @@ VOCABULARY, MASK = 30522, 103
 OPTIMIZER = OptimizerConfig(warmup_steps=0, schedule="constant")
 Batch = dict[str, np.ndarray]
 Side = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: a size of model, rows of a length, and the compute type."""
+
+    model: str
+    rows: int
+    length: int
+    dtype: Literal["float32", "bfloat16"]
+
+
+PROMISED = Case("base", 4, 128, "float32")
 
 
 def make_batch(rows: int, length: int) -> Batch:
@@ -70,8 +89,8 @@ def make_batch(rows: int, length: int) -> Batch:
     }
 
 
-def jaxbert_side(model: ModelConfig, batch: Batch) -> Side:
-    """One step of ours, from a host batch to the metrics on the host."""
+def jaxbert_side(model: ModelConfig, batch: Batch, steps: int = 1) -> Side:
+    """Steps of ours, from host batches to the metrics of the last on the host."""
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     task, key = PretrainingTask(model), jax.random.key(0)
     optimizer = make_optimizer(OPTIMIZER, 1000, jax.eval_shape(task.init, key))
@@ -80,14 +99,16 @@ def jaxbert_side(model: ModelConfig, batch: Batch) -> Side:
 
     def run() -> object:
         nonlocal state
-        state, metrics = step(state, put_batch(batch, mesh))
+        metrics = None
+        for _ in range(steps):
+            state, metrics = step(state, put_batch(batch, mesh))
         return jax.device_get(metrics)
 
     return run
 
 
-def torch_side(model: ModelConfig, batch: Batch, compiled: bool) -> Side:
-    """One step of the peer, from a host batch to the loss on the host."""
+def torch_side(model: ModelConfig, batch: Batch, compiled: bool, steps: int = 1) -> Side:
+    """Steps of the peer, from host batches to the loss of the last on the host."""
     import torch
     import transformers
 
@@ -122,19 +143,21 @@ def torch_side(model: ModelConfig, batch: Batch, compiled: bool) -> Side:
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == "bfloat16")
 
     def run() -> object:
-        tensors = {name: torch.from_numpy(values).long().to(device) for name, values in inputs.items()}
-        with bfloat16:
-            loss = forward(**tensors).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(peer.parameters(), OPTIMIZER.max_grad_norm, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            tensors = {name: torch.from_numpy(values).long().to(device) for name, values in inputs.items()}
+            with bfloat16:
+                loss = forward(**tensors).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(peer.parameters(), OPTIMIZER.max_grad_norm, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
     return run
 
 
-def peer_sides(model: ModelConfig, batch: Batch, choice: str) -> dict[str, Side]:
+def peer_sides(model: ModelConfig, batch: Batch, choice: str, steps: int) -> dict[str, Side]:
     """The peer as it is and compiled, each that works here."""
     if choice == "none" or not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         return {}
@@ -149,7 +172,7 @@ def peer_sides(model: ModelConfig, batch: Batch, choice: str) -> dict[str, Side]
     for name in ("eager", "compiled"):
         if choice not in ("best", name):
             continue
-        side = torch_side(model, batch, name == "compiled")
+        side = torch_side(model, batch, name == "compiled", steps)
         try:
             side()
         except Exception as error:
@@ -160,31 +183,53 @@ def peer_sides(model: ModelConfig, batch: Batch, choice: str) -> dict[str, Side]
     return sides
 
 
-def measure(size: str, length: int, options: argparse.Namespace) -> list[Measurement]:
+def measure(case: Case, options: argparse.Namespace) -> list[Measurement]:
     """Tokens per second of both sides, and our model-FLOPs utilisation where the device's peak is known."""
-    model = ModelConfig(vocab_size=VOCABULARY, dtype=options.dtype, **SIZES[size])
-    batch = make_batch(options.batch, length)
+    on_gpu = jax.default_backend() == "gpu"
+    attention = options.attention or ("gpu_flash" if on_gpu and case.dtype == "bfloat16" else "explicit")
+    model = ModelConfig(vocab_size=VOCABULARY, dtype=case.dtype, attention_backend=attention, **SIZES[case.model])
+    batch = make_batch(case.rows, case.length)
     tokens = int(batch["sequence_ids"].sum())
-    peers = peer_sides(model, batch, options.peer)
-    ours, *theirs = alternate([jaxbert_side(model, batch), *peers.values()], options.rounds, warmup=2)
-    for name, seconds in zip(peers, theirs, strict=True):
-        print(f"{size}, {options.batch} x {length}: peer {name} {1000 * seconds:.1f} ms, ours {1000 * ours:.1f} ms")
-    name = f"{size}, {options.batch} x {length}, {options.dtype}"
-    promised = 1.7 if (size, options.batch, length, options.dtype) == ("base", 4, 128, "float32") and theirs else None
+    name = f"{case.model}, {case.rows} x {case.length}, {case.dtype}"
+    peers = peer_sides(model, batch, options.peer, options.steps)
+    # Behind the peer's and not beside it: XLA times kernels while it compiles.
+    side, start = jaxbert_side(model, batch, options.steps), time.perf_counter()
+    side()
+    print(f"{name}, {attention} attention: compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    seconds = alternate([side, *peers.values()], options.rounds, warmup=2)
+    ours, *theirs = (total / options.steps for total in seconds)
+    for peer, of_peer in zip(peers, theirs, strict=True):
+        print(f"{name}: peer {peer} {1000 * of_peer:.1f} ms, ours {1000 * ours:.1f} ms", flush=True)
+    promised = 1.7 if theirs and case == PROMISED else None
     peer = tokens / min(theirs) if theirs else None
     measurements = [Measurement(name, tokens / ours, peer, "real tokens/s", promised)]
-    peak = peak_flops(jax.devices()[0].device_kind, options.dtype)
+    peak = peak_flops(jax.devices()[0].device_kind, case.dtype)
     if peak:
         flops = model_flops(
             model,
             tokens=tokens,
             attended_length=float(np.sum(batch["sequence_ids"].sum(axis=1) ** 2) / tokens),
             predictions=float(batch["mlm_weights"].sum()),
-            sequences=options.batch,
+            sequences=case.rows,
         )
         share = flops / ours / peak
         measurements.append(Measurement(f"{name}: model FLOPs", 100 * share, None, "% of the bf16 peak"))
     return measurements
+
+
+def chosen_cases(options: argparse.Namespace, on_gpu: bool) -> Sequence[Case]:
+    """What the command line asks for; without a choice, what the promise is about, and on a GPU the rest."""
+    if not any((options.model, options.length, options.batch, options.dtype)):
+        others = [
+            Case(size, 16384 // length, length, "bfloat16") for size in ("base", "large") for length in (128, 512)
+        ]
+        return [PROMISED, *others] if on_gpu else [PROMISED]
+    dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
+    lengths = options.length or ([128, 512] if on_gpu else [128])
+    return [
+        Case(options.model or "base", options.batch or (16384 // length if on_gpu else 4), length, dtype)
+        for length in lengths
+    ]
 
 
 def main() -> None:
@@ -196,20 +241,21 @@ def main() -> None:
     options.add_argument("--model", choices=SIZES, help="default: base; on a GPU base and large")
     options.add_argument("--length", type=int, nargs="+", help="default: 128; on a GPU 128 and 512")
     options.add_argument("--batch", type=int, help="rows; default: 4, on a GPU 16,384 tokens' worth")
-    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if on_gpu else "float32")
-    options.add_argument("--rounds", type=int, default=15, help="timed steps of each side")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32; on a GPU bfloat16")
+    options.add_argument(
+        "--attention", help="our model.attention_backend; default: explicit; in bfloat16 on a GPU gpu_flash"
+    )
+    options.add_argument("--rounds", type=int, default=15, help="timed rounds of each side")
+    options.add_argument("--steps", type=int, default=10 if on_gpu else 1, help="steps a round")
     options.add_argument("--peer", choices=["best", "eager", "compiled", "none"], default="best")
     options = options.parse_args()
     if options.quick:
         options.rounds, options.model = 3, options.model or "mini"
-    sizes = [options.model] if options.model else ["base", "large"] if on_gpu else ["base"]
-    lengths = options.length or ([128, 512] if on_gpu else [128])
-    measurements, rows = [], options.batch
-    for size in sizes:
-        for length in lengths:
-            options.batch = rows or (16384 // length if on_gpu else 4)
-            measurements += measure(size, length, options)
-    show(measurements, options.json)
+    measurements = []
+    for case in chosen_cases(options, on_gpu):
+        measurements += measure(case, options)
+        # A machine that is lent may go before the last case is measured.
+        show(measurements, options.json)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,9 @@ class ModelConfig:
     """Added to the variance in every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal that initialises kernels and embeddings."""
-    attention_backend: Literal["explicit", "xla", "cudnn", "tpu_flash"] = "explicit"
-    """Attention kernel. All but "explicit" need attention_dropout 0; a backend that cannot serve raises."""
+    attention_backend: Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"] = "explicit"
+    """Attention kernel. "gpu_flash" (NVIDIA since Ampere) keeps no scores in memory and draws the dropout of "explicit"; "xla", "cudnn" and
+    "tpu_flash" need attention_dropout 0. A backend that cannot serve raises."""
     scan_layers: bool = False
     """Compile one block and scan it over the layers: compiles faster, parameters are stacked on a leading axis."""
     remat: bool = False

@@ -35,6 +35,8 @@ MIN_LENGTH = 8
 MIN_DOCUMENT_BYTES = 100
 # Tokens of a block of jax's flash attention on TPUs (model/attention.py).
 FLASH_BLOCK = 128
+# Widths of a head that the GPU's kernels take (model/gpu_flash.py).
+GPU_FLASH_HEADS = (16, 32, 64, 128)
 
 
 def validate(config: Config, num_devices: int | None = None) -> None:
@@ -74,10 +76,15 @@ def _model(c: Config) -> Iterator[str]:
     m = c.model
     if m.hidden_size % m.num_heads:
         yield f"model.num_heads ({m.num_heads}) does not divide model.hidden_size ({m.hidden_size})"
-    if m.attention_backend != "explicit" and m.attention_dropout > 0:
+    if m.attention_backend in ("xla", "cudnn", "tpu_flash") and m.attention_dropout > 0:
         yield (
             f'model.attention_backend "{m.attention_backend}" has no dropout: set model.attention_dropout '
-            f'({m.attention_dropout}) to 0, or use "explicit"'
+            f'({m.attention_dropout}) to 0, or use "explicit" or "gpu_flash"'
+        )
+    if m.attention_backend == "gpu_flash" and m.head_size not in GPU_FLASH_HEADS:
+        yield (
+            f'model.attention_backend "gpu_flash" takes heads of {", ".join(map(str, GPU_FLASH_HEADS))}, and model.hidden_size '
+            f'({m.hidden_size}) / model.num_heads ({m.num_heads}) is {m.head_size}: use "explicit"'
         )
     if m.attention_backend == "cudnn" and m.dtype == "float32":
         yield 'model.attention_backend "cudnn" has no float32: set model.dtype to "bfloat16", or use "xla"'

@@ -1,4 +1,7 @@
-"""What every test runs under: eight simulated CPU devices and strict rank promotion (warnings are errors, pyproject.toml)."""
+"""What every test runs under: eight simulated CPU devices and strict rank promotion (warnings are errors, pyproject.toml).
+
+With JAX_PLATFORMS=cuda they run on a GPU, for those that can: `JAX_PLATFORMS=cuda pytest tests/model`.
+"""
 
 import atexit
 import importlib.util
@@ -7,14 +10,14 @@ import pathlib
 import shutil
 import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The tests run many small programs once or twice: compiling them takes longer than what XLA's costly passes save. They are on
 # wherever a run is more than a test (train.py, benchmarks), and JAX_DISABLE_MOST_OPTIMIZATIONS=0 puts them on here.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(os.environ["JAX_PLATFORMS"] == "cpu")))
 # Many tests compile the same programs, some of them in processes of their own: each is compiled once in a session. The
 # workers of pytest-xdist inherit the folder of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -22,6 +25,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    # Workers share the GPU's memory, and what the tests compare is float32 and not TF32.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Nothing in the tests may reach for a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -94,6 +94,10 @@ CONTRADICTIONS = [
     (model(num_layers=0), "model.num_layers is 0: it must be a number above 0"),
     (model(layer_norm_epsilon=float("nan")), "model.layer_norm_epsilon is nan: it must be a number above 0"),
     (model(attention_backend="xla"), 'model.attention_backend "xla" has no dropout'),
+    (
+        model(attention_backend="gpu_flash", num_heads=16),
+        'model.attention_backend "gpu_flash" takes heads of 16, 32, 64, 128, and model.hidden_size (768) / model.num_heads (16) is 48',
+    ),
     (model(type_vocab_size=1), 'data.pairs "nsp" needs a model.type_vocab_size (1) of at least 2'),
     (data(max_length=1024), "data.max_length (1024) is beyond model.max_position_embeddings (512)"),
     (data(max_length=4), "data.max_length is 4: a row needs at least 8 tokens"),
@@ -155,6 +159,7 @@ def test_what_may_come_out_is_no_contradiction():
     """A text may have fewer tokens than were to be learnt; the other vocabulary and the other phase are not there."""
     validate(model(vocab_size=800))
     validate(dataclasses.replace(data(vocabulary=VocabularyConfig(path="vocab.txt", size=105)), model=ModelConfig(800)))
+    validate(model(attention_backend="gpu_flash"))
     flash = ModelConfig(attention_backend="tpu_flash", attention_dropout=0.0)
     validate(dataclasses.replace(train(long_phase=LongPhase(0, max_length=500)), model=flash))
 

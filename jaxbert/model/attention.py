@@ -6,21 +6,26 @@ A query that has none (padding) gets some finite output that nothing reads.
 A backend that was asked for and cannot serve raises `AttentionError`; none ever stands in for another.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import flash_attention as tpu_flash
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxbert.config import UserError
-from jaxbert.model.dropout import dropout
+from jaxbert.model import gpu_flash
+from jaxbert.model.dropout import dropout, key_words
 from jaxbert.model.layout import mesh_axes
 
-Backend = Literal["explicit", "xla", "cudnn", "tpu_flash"]
-TAKES_SOME_QUERIES: tuple[Backend, ...] = ("explicit", "xla")
+Backend = Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"]
+TAKES_SOME_QUERIES: tuple[Backend, ...] = ("explicit", "xla", "gpu_flash")
 """Backends that can be asked about some of the tokens only; the other kernels want as many queries as keys."""
+HAS_DROPOUT: tuple[Backend, ...] = ("explicit", "gpu_flash")
+"""Backends that can drop attention probabilities, and draw the same ones from the same key."""
 
 
 class AttentionError(UserError):
@@ -45,7 +50,7 @@ def attend(
       sequence_ids_BxL: 0 is padding, 1..S the sequence that a token belongs to.
       query_ids_BxQ: those of the queries, where there are queries for some of the tokens only, which the backends in
         `TAKES_SOME_QUERIES` allow. None: one query for each token.
-      backend: the kernel; all but "explicit" need dropout_rate 0 or dropout_key None.
+      backend: the kernel; those not in `HAS_DROPOUT` need dropout_rate 0 or dropout_key None.
       dropout_rate: share of the attention probabilities that are dropped, where there is a key.
       dropout_key: None: no dropout.
       one_sequence: every row holds at most one sequence, which starts at position 0. "cudnn" then gets lengths
@@ -57,11 +62,14 @@ def attend(
         dropout_rate = 0.0
     _check(backend, query_BxQxNxH, dropout_rate, query_ids_BxQ is not None)
     arrays = (query_BxQxNxH, key_BxLxNxH, value_BxLxNxH)
-    if backend in TAKES_SOME_QUERIES:
+    if backend in ("explicit", "xla"):
         mask_Bx1xQxL = same_sequence(sequence_ids_BxL, query_ids_BxQ)[:, None]
         if backend == "explicit":
             return _explicit(*arrays, mask_Bx1xQxL, dropout_rate, dropout_key)
         return jax.nn.dot_product_attention(*arrays, mask=mask_Bx1xQxL, implementation="xla")
+    if backend == "gpu_flash":
+        query_ids_BxQ = sequence_ids_BxL if query_ids_BxQ is None else query_ids_BxQ
+        return _gpu_flash(*arrays, query_ids_BxQ, sequence_ids_BxL, dropout_rate, dropout_key)
     if backend == "cudnn":
         return _cudnn(*arrays, sequence_ids_BxL, one_sequence)
     return _tpu_flash(*arrays, sequence_ids_BxL)
@@ -83,13 +91,23 @@ def _check(backend: Backend, query: Float[Array, "B Q N H"], dropout_rate: float
             f"attention backend {backend!r} needs a query for every token: leave out query_ids or use one of "
             f"{', '.join(map(repr, TAKES_SOME_QUERIES))}"
         )
-    if backend != "explicit" and dropout_rate > 0.0:
+    if backend not in HAS_DROPOUT and dropout_rate > 0.0:
         raise AttentionError(
-            f"attention backend {backend!r} has no dropout: set attention_dropout to 0 or attention_backend to 'explicit'"
+            f"attention backend {backend!r} has no dropout: set attention_dropout to 0 or use one of "
+            f"{', '.join(map(repr, HAS_DROPOUT))}"
         )
-    if backend == "cudnn" and platform != "gpu":
+    if backend in ("cudnn", "gpu_flash") and platform != "gpu":
         raise AttentionError(
-            f"attention backend 'cudnn' needs a GPU, and jax runs on {platform}: use 'explicit' or 'xla'"
+            f"attention backend {backend!r} needs a GPU, and jax runs on {platform}: use 'explicit' or 'xla'"
+        )
+    if backend == "gpu_flash" and not gpu_flash.is_available():
+        raise AttentionError(
+            f"attention backend 'gpu_flash' needs Pallas' Triton backend, which jax {jax.__version__} has no more: use 'explicit'"
+        )
+    if backend == "gpu_flash" and query.shape[-1] not in gpu_flash.HEAD_SIZES:
+        raise AttentionError(
+            f"attention backend 'gpu_flash' takes heads of {', '.join(map(str, gpu_flash.HEAD_SIZES))}, and these have {query.shape[-1]}: "
+            "use 'explicit'"
         )
     if backend == "cudnn" and query.dtype not in (jnp.bfloat16, jnp.float16):
         raise AttentionError(f"attention backend 'cudnn' needs model.dtype 'bfloat16', and got {query.dtype}")
@@ -118,6 +136,21 @@ def _cudnn(query, key, value, sequence_ids_BxL, one_sequence):
     # A row of padding alone still needs a key, or its output would be 0/0.
     lengths_B = jnp.maximum(jnp.sum(sequence_ids_BxL != 0, axis=1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths_B, implementation="cudnn")
+
+
+def _gpu_flash(query, key, value, query_ids_BxQ, key_ids_BxL, dropout_rate, dropout_key):
+    batch, queries, heads, _ = query.shape
+    # Each row of probabilities by the number that dropout knows it by.
+    rows_BxN = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads) * np.uint32(queries)
+    words = jnp.zeros(2, jnp.uint32) if dropout_key is None else key_words(dropout_key)
+    kernel = functools.partial(gpu_flash.flash_attention, dropout_rate=dropout_rate)
+    arrays = (query, key, value, query_ids_BxQ, key_ids_BxL, rows_BxN, words)
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(*arrays)
+    tokens = mesh_axes(("batch", None, "heads", None))
+    ids, rows = mesh_axes(("batch", None)), mesh_axes(("batch", "heads"))
+    in_specs = (tokens, tokens, tokens, ids, ids, rows, PartitionSpec())
+    return jax.shard_map(kernel, in_specs=in_specs, out_specs=tokens, check_vma=False)(*arrays)
 
 
 def _tpu_flash(query, key, value, sequence_ids_BxL):
