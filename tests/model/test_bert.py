@@ -18,6 +18,7 @@ import jaxbert.model.encoder
 from jaxbert.config import ModelConfig
 from jaxbert.model.bert import BertEncoder, BertForPreTraining
 from jaxbert.model.encoder import activation, flat_dot_general, layer_norm
+from jaxbert.model.heads import MlmHead
 
 DRY = ModelConfig(
     vocab_size=100,
@@ -359,6 +360,27 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32():
 
     for tree in (params, jax.eval_shape(jax.grad(loss), params)):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(jnp.float32)}
+
+
+def test_in_bfloat16_no_product_reads_the_logits_gradient_in_float32():
+    """It is the largest array of the step. What is lost are the digits that bfloat16 does not have."""
+    generator = np.random.default_rng(0)
+    hidden, weights = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((2, 3, 32), (2, 3, 128)))
+    table = jnp.asarray(0.1 * generator.normal(size=(128, 32)), jnp.float32)
+
+    def gradients(dtype):
+        head = MlmHead(dataclasses.replace(DRY, dtype=dtype))
+        variables = head.init(jax.random.key(0), hidden, table)
+        read = jax.grad(lambda *x: jnp.sum(jnp.tanh(head.apply(variables, *x)) * weights), argnums=(0, 1))
+        return jax.tree.map(np.asarray, read(hidden, table)), jax.jit(read).lower(hidden, table).as_text()
+
+    (wide, _), (narrow, text) = gradients("float32"), gradients("bfloat16")
+    products = [line for line in text.splitlines() if "dot_general" in line and "6x128x" in line.split("->")[0]]
+    assert len(products) == 2
+    assert not any("6x128xf32" in line.split("->")[0] for line in products)
+    for ours, reference in zip(narrow, wide, strict=True):
+        assert ours.dtype == np.float32
+        assert np.linalg.norm(ours - reference) < 2e-2 * np.linalg.norm(reference)
 
 
 def test_gelu_is_exact_and_tanh_is_the_approximation():
