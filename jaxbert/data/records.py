@@ -30,6 +30,14 @@ class BadRecordError(ValueError):
     """What is wrong with one record; whoever knows its place says it."""
 
 
+class MissingColumnError(ExamplesError):
+    """A column that the file has not, as far as its header or its first record tell. `reason`: what its first record lacks."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason: str = reason
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """A row of a table, a sentence of CoNLL, or a question of SQuAD."""
@@ -38,7 +46,9 @@ class Record:
     place: str
     """ "train.tsv:17"."""
     own_columns: bool = False
-    """Others of its file may well have a column that it has not: the file has no header, and it is not its first record."""
+    """Others of its file may well have a column that it has not: the file has no header."""
+    first: bool = False
+    """It is the first of such a file: what it has not, no other has, as long as none is seen that has."""
 
 
 OnBad = Callable[[str, str], None]

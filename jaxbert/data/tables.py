@@ -85,7 +85,7 @@ def read_jsonl(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Rec
         if fault is None:
             fault = _values_fault(values) if isinstance(values, dict) else "is no JSON object"
         if fault is None:
-            yield Record(values or {}, f"{path}:{number}", own_columns=not first)
+            yield Record(values or {}, f"{path}:{number}", own_columns=True, first=first)
             first = False
         else:
             on_bad(f"{path}:{number}", fault)

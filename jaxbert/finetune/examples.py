@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxbert.data.features import Feature, StoredFeatures
 from jaxbert.data.labelled import read_records
-from jaxbert.data.records import BadRecordError, Counting, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, Counting, ExamplesError, MissingColumnError, Record
 from jaxbert.finetune.builtin import builtin_records
 from jaxbert.finetune.config import ExamplesConfig
 from jaxbert.tasks.task import BoundTask, Task, unknown_label
@@ -146,15 +146,27 @@ def _read(
 ) -> Iterator[Any]:
     """The examples of a split. `known`: the labels that they may have; None: any."""
     for source in getattr(config, split):
+        # First records of files without a header that lack a column: wrong ones, if any other record there has it.
+        held: list[tuple[Record, MissingColumnError]] = []
+        usable = False
         for record in _records(source, split, config, counting, tables):
             try:
                 example = task.parse(record)
                 if known is not None:
                     _check_known(task.labels_of(example), known)
+            except MissingColumnError as error:
+                if config.bad_rows == "stop" or not record.own_columns:
+                    raise
+                held.append((record, error))
             except BadRecordError as error:
                 counting(record.place, str(error))
             else:
+                usable = True
                 yield example
+        for record, error in held:
+            if not usable:
+                raise error
+            counting(record.place, error.reason)
 
 
 def _check_known(labels: Iterable[str], known: Collection[str]) -> None:
@@ -172,7 +184,10 @@ def _records(source: str, split: str, config: ExamplesConfig, counting: Counting
         raise ExamplesError(
             f"data.{split} is {MEMORY}, the rows of a program: call finetune(config, tables) with them again"
         )
-    return (Record(row, f"{split}:{number}", own_columns=number > 1) for number, row in enumerate(tables[split], 1))
+    return (
+        Record(row, f"{split}:{number}", own_columns=True, first=number == 1)
+        for number, row in enumerate(tables[split], 1)
+    )
 
 
 class _Seen:

@@ -79,8 +79,10 @@ def _narrow_logits_forward(x_RxE, table_VxE):
 def _narrow_logits_backward(saved, gradient_RxV):
     x_RxE, table_VxE = saved
     gradient_RxV = gradient_RxV.astype(x_RxE.dtype)
-    x_gradient = _product(gradient_RxV, table_VxE.astype(x_RxE.dtype), 1, 0).astype(x_RxE.dtype)
-    return x_gradient, _product(gradient_RxV, x_RxE, 0, 0).astype(table_VxE.dtype)
+    x_gradient = _product(gradient_RxV, table_VxE.astype(x_RxE.dtype), 1, 0)
+    # The table's comes in the compute type, as that of any kernel: so devices exchange half the bytes.
+    table_gradient = _product(gradient_RxV, x_RxE, 0, 0).astype(x_RxE.dtype)
+    return x_gradient.astype(x_RxE.dtype), table_gradient.astype(table_VxE.dtype)
 
 
 _narrow_logits.defvjp(_narrow_logits_forward, _narrow_logits_backward)

@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from jaxbert.config import ModelConfig
 from jaxbert.data.features import Feature
-from jaxbert.data.records import BadRecordError, ExamplesError, Record
+from jaxbert.data.records import BadRecordError, ExamplesError, MissingColumnError, Record
 from jaxbert.train.losses import Sums
 from jaxbert.train.state import Batch
 from jaxbert.weights.embedder import Embedder
@@ -236,8 +236,8 @@ def type_ids(encoder: Encoder, encoding: Encoding) -> list[int]:
 def column(record: Record, name: str, field: str) -> Any:
     """What stands in a column.
 
-    Raises ExamplesError, naming the `field` of the configuration, where the file has no such column, and BadRecordError where only
-    this record has not, as a line of JSONL may.
+    Raises MissingColumnError, naming the `field` of the configuration, where the file has no such column, and BadRecordError where
+    only this record has not, as a line of JSONL may.
     """
     if name not in record.values:
         raise missing(record, name, f"set {field} to one of {', '.join(map(repr, record.values))}")
@@ -246,12 +246,13 @@ def column(record: Record, name: str, field: str) -> Any:
 
 def missing(record: Record, name: str, way_out: str) -> Exception:
     """What is raised, as `column` says, for a column that is not there."""
-    if record.own_columns:
-        return BadRecordError(f"has no {name!r}")
+    reason = f"has no {name!r}"
+    if record.own_columns and not record.first:
+        return BadRecordError(reason)
     # JSON has no tuples.
     if isinstance(record.values.get("columns"), tuple):
         way_out = "it was read as CoNLL, a word and its tag on each line; --data.format tsv (or csv, jsonl) reads it as a table"
-    return ExamplesError(f"{record.place}: has no column {name!r}: {way_out}")
+    return MissingColumnError(f"{record.place}: has no column {name!r}: {way_out}", reason)
 
 
 def text_in(record: Record, name: str, field: str) -> str:

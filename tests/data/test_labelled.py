@@ -219,8 +219,10 @@ def test_jsonl_values_stay_what_they_are(tmp_path: pathlib.Path):
 def test_a_line_of_jsonl_has_its_own_columns(tmp_path: pathlib.Path):
     """But for the first, which stands for the file; a row of a table has those of its header."""
     path = write(tmp_path, "a.jsonl", '[]\n{"a": 1}\n{"b": 2}\n{"a": 3}\n')
-    assert [record.own_columns for record in skipped(path)[0]] == [False, True, True]
-    assert [record.own_columns for record in read(write(tmp_path, "a.tsv", "a\n1\n2\n"))] == [False, False]
+    found = skipped(path)[0]
+    assert [record.own_columns for record in found] == [True] * 3
+    assert [record.first for record in found] == [True, False, False]
+    assert not any(record.own_columns or record.first for record in read(write(tmp_path, "a.tsv", "a\n1\n2\n")))
 
 
 def test_parquet(tmp_path: pathlib.Path):

@@ -84,6 +84,27 @@ def test_a_row_of_a_program_may_lack_a_column_that_others_have():
         read_all(make_task(ClassificationConfig()), dataclasses.replace(config, bad_rows="stop"), tables)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_first_record_without_the_column_is_skipped_where_others_have_it(tmp_path: pathlib.Path, streaming: bool):
+    path = tmp_path / "train.jsonl"
+    rows = [{"txt": "zero", "label": "a"}, {"text": "one", "label": "a"}, {"label": "b"}, {"text": "two", "label": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    config = ExamplesConfig((str(path),), (str(path),), bad_rows="skip", streaming=streaming)
+    task = make_task(ClassificationConfig())
+    examples = read_all(task, config)
+    assert [one.text for one in examples.train] == ["one", "two"]
+    assert [warning for warning in examples.warnings if "left out" in warning] == [
+        f"4 rows are left out: {path}:3: has no 'text'; {path}:1: has no 'text'; {path}:3: has no 'text'"
+    ]
+    with pytest.raises(
+        ExamplesError, match=r"train.jsonl:1: has no column 'text': set task.text to one of 'txt', 'label'"
+    ):
+        read_all(task, dataclasses.replace(config, bad_rows="stop"))
+    # Where no record has it, the name is wrong and not the rows.
+    with pytest.raises(ExamplesError, match=r"train.jsonl:1: has no column 'sentence': set task.text to one of"):
+        read_all(make_task(ClassificationConfig(text="sentence")), config)
+
+
 def test_the_built_in_set_is_fair(monkeypatch: pytest.MonkeyPatch):
     """A document is one row, of a package that it does not name, and no package has more than its share of rows."""
     documents = [(f"builtin:numpy.f{n}", f"NumPy adds {n} to jnp arrays.") for n in range(1000)]
