@@ -29,7 +29,7 @@ def _dot(left: Array, right: Array, left_axis: int, right_axis: int) -> Float[Ar
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
 
 
-def _same(query_ids: Int[Array, "Q"], key_ids: Int[Array, "K"]) -> Bool[Array, "Q K"]:
+def _same(query_ids: Int[Array, " Q"], key_ids: Int[Array, " K"]) -> Bool[Array, "Q K"]:
     return (query_ids[:, None] == key_ids[None, :]) & (query_ids != 0)[:, None]
 
 
@@ -42,7 +42,7 @@ def _kept(rows: tuple[Array, Array], first_key: Array, keys: int, rate: float) -
 
 def _row_words(
     rows_ref: Any, words_ref: Any, first_query: Array, queries: int, rate: float
-) -> tuple[UInt32[Array, "Q"], UInt32[Array, "Q"]] | None:
+) -> tuple[UInt32[Array, " Q"], UInt32[Array, " Q"]] | None:
     """What dropout's hash takes of some queries of this row and head; None where nothing is dropped."""
     if not rate:
         return None

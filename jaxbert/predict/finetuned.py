@@ -17,7 +17,7 @@ from jaxbert.predict.texts import PredictError, TextError
 from jaxbert.tasks import entities
 from jaxbert.tasks.choice import BoundMultipleChoice, Choices, joined
 from jaxbert.tasks.classification import BoundClassification, Text
-from jaxbert.tasks.pairs import Pair, without_tags
+from jaxbert.tasks.pairs import Pair, with_spans, without_tags
 from jaxbert.tasks.relation import BoundRelation
 from jaxbert.tasks.sentences import Sentence
 from jaxbert.tasks.span import BoundSpanAnswering, Question
@@ -126,15 +126,17 @@ class FinetunedModel:
             )
         return results
 
-    def relate(self, texts: Sequence[str]) -> Cut[dict[str, Any]]:
-        """The relation of the entities that are marked in each text as <e1>..</e1> and <e2>..</e2>, and the scores of all."""
+    def relate(self, texts: Sequence[str], spans: Sequence[Any] | None) -> Cut[dict[str, Any]]:
+        """The relation of two entities of each text, and the scores of all. `spans` None: they are marked as <e1>..</e1> and <e2>..</e2>."""
         task = BoundRelation(RelationConfig(), self.labels, self._encoder)
         examples, faults = [], {}
         for number, text in enumerate(texts):
             try:
-                examples.append(Pair(*without_tags(text), self.labels[0]))
+                found = without_tags(text) if spans is None else with_spans(text, spans[number])
+                examples.append(Pair(*found, self.labels[0]))
             except ValueError as error:
-                faults[number] = f"{error}: mark its entities as <e1>..</e1> and <e2>..</e2>"
+                mark = ": mark its entities as <e1>..</e1> and <e2>..</e2>, or give their spans"
+                faults[number] = f"{error}{mark}" if spans is None else f"its spans {error}"
         if faults:
             raise TextError(faults)
         predicted = self._predicted(task, examples)

@@ -27,6 +27,8 @@ from jaxbert.weights.load import Loaded
 
 _SMALLEST_TOP_K = 8
 R = TypeVar("R")
+Spans = Sequence[Sequence[int]]
+"""(start, end) of the first and the second entity of a text, in characters."""
 
 
 class Predictor:
@@ -231,13 +233,20 @@ class Predictor:
         return found[0] if isinstance(texts, str) else found
 
     @overload
-    def relate(self, texts: str) -> dict[str, Any]: ...  # pyright: ignore[reportOverlappingOverload]
+    def relate(self, texts: str, spans: Spans | None = None) -> dict[str, Any]: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
-    def relate(self, texts: Sequence[str]) -> list[dict[str, Any]]: ...
-    def relate(self, texts: str | Sequence[str]) -> dict[str, Any] | list[dict[str, Any]]:
-        """The relation of the two entities that are marked in a text ("The <e1>ridge</e1> uprises from the <e2>surge</e2>.")."""
+    def relate(self, texts: Sequence[str], spans: Sequence[Spans] | None = None) -> list[dict[str, Any]]: ...
+    def relate(self, texts: str | Sequence[str], spans: Any = None) -> dict[str, Any] | list[dict[str, Any]]:
+        """The relation of two entities of a text: marked in it ("The <e1>ridge</e1> uprises from the <e2>surge</e2>."), or given by `spans`.
+
+        spans: ((start, end), (start, end)) of the first and the second entity, in characters; of a list of texts, a list of these.
+        """
         self._need("relate")
-        found = self._counted(self._finetuned.relate(self._checked(_listed(texts))))
+        many = self._checked(_listed(texts))
+        each = [spans] if spans is not None and isinstance(texts, str) else spans
+        if each is not None and len(each) != len(many):
+            raise PredictError(f"relate takes spans for every text: {len(each)} for {len(many)} texts")
+        found = self._counted(self._finetuned.relate(many, each))
         return found[0] if isinstance(texts, str) else found
 
     @overload

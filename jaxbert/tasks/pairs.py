@@ -6,6 +6,7 @@ The markers are tokens that every vocabulary has, "@" around the first entity an
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Encoding
 
@@ -49,6 +50,19 @@ def without_tags(text: str) -> tuple[str, tuple[int, int], tuple[int, int]]:
     if first[0] >= first[1] or second[0] >= second[1] or (first[0] < second[1] and second[0] < first[1]):
         raise BadRecordError("has an entity that is empty, or both overlap")
     return plain, first, second
+
+
+def with_spans(text: str, spans: Any) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    """A text and both entities, [[start, end], [start, end]] in characters. Raises BadRecordError where that is not what they are."""
+    try:
+        (a, b), (c, d) = spans
+        if not all(type(place) is int for place in (a, b, c, d)):
+            raise TypeError
+    except (TypeError, ValueError):
+        raise BadRecordError(f"{spans!r} is not [[start, end], [start, end]]") from None
+    if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
+        raise BadRecordError(f"{spans!r} overlap, or are not in its text of {len(text)} characters")
+    return text, (a, b), (c, d)
 
 
 def marked(example: Pair) -> tuple[str, tuple[int, int]]:

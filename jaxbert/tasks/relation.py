@@ -18,7 +18,7 @@ from jaxbert.data.records import BadRecordError, ExamplesError, Record
 from jaxbert.finetune.config import RelationConfig
 from jaxbert.model.classifiers import BertForRelationClassification
 from jaxbert.tasks import metrics
-from jaxbert.tasks.pairs import SIGNS, Pair, around, in_tokens, marked, without_tags
+from jaxbert.tasks.pairs import SIGNS, Pair, around, in_tokens, marked, with_spans, without_tags
 from jaxbert.tasks.task import (
     MARKERS,
     BoundTask,
@@ -66,16 +66,9 @@ class Relation(Task[Pair, Related]):
             return Pair(*without_tags(text), label)
         spans = column(record, settings.spans, "task.spans")
         try:
-            (a, b), (c, d) = spans
-            if not all(type(place) is int for place in (a, b, c, d)):
-                raise TypeError
-        except (TypeError, ValueError):
-            raise BadRecordError(f"{settings.spans} is {spans!r}, and not [[start, end], [start, end]]") from None
-        if not (0 <= a < b <= len(text) and 0 <= c < d <= len(text)) or (a < d and c < b):
-            raise BadRecordError(
-                f"{settings.spans} {spans!r} overlap, or are not in its text of {len(text)} characters"
-            )
-        return Pair(text, (a, b), (c, d), label)
+            return Pair(*with_spans(text, spans), label)
+        except BadRecordError as error:
+            raise BadRecordError(f"{settings.spans} {error}") from None
 
     def text(self, example: Pair) -> str:
         """The text, with its entities marked."""

@@ -88,7 +88,7 @@ class Vocabulary:
             continuing_ids=_continuing_ids(state, pieces, special | added.keys()),
         )
 
-    def continuation_table(self) -> Bool[np.ndarray, "size"]:
+    def continuation_table(self) -> Bool[np.ndarray, " size"]:
         """Returns bool [size]: True where a piece continues the word of the piece before it. Special ids are False.
 
         Byte-level pieces without a leading space count as continuing, so the first piece of a text does too: callers

@@ -26,6 +26,7 @@ from jaxbert.model.classifiers import (
     BertForRelationClassification,
     BertForTokenClassification,
 )
+from jaxbert.predict.texts import PredictError
 from jaxbert.tasks.registry import make_task
 from jaxbert.weights.load import Loaded, load
 from jaxbert.weights.tokenizer import open_tokenizer
@@ -134,6 +135,22 @@ def test_relations(tmp_path: pathlib.Path):
         {"params": loaded.params}, *inputs.values(), None, np.array(starts)[:, None]
     )
     assert logits[:, 0].argmax(-1).tolist() == [0, 1, 2]
+
+    # Entities that are marked, and the same ones by their places.
+    predictor = loaded.predictor()
+    tagged = ["<e1>eve</e1> was born in <e2>oslo</e2> .", "of <e1>rome</e1> is <e2>max</e2> ."]
+    plain, places = ["eve was born in oslo .", "of rome is max ."], [((0, 3), (16, 20)), ((3, 7), (11, 14))]
+    found = predictor.relate(tagged)
+    assert [one["label"] for one in found] == ["Born(e1,e2)", "Born(e2,e1)"]
+    assert predictor.relate(plain, places) == found
+    assert predictor.relate(plain[1], places[1]) == predictor.relate(tagged[1])
+    for call, text in (
+        (lambda: predictor.relate("a b"), "has no <e1>: mark its entities as <e1>..</e1> and <e2>..</e2>, or give their spans"),
+        (lambda: predictor.relate("a b", ((0, 1), (0, 2))), r"its spans \(\(0, 1\), \(0, 2\)\) overlap, or are not in its text"),
+        (lambda: predictor.relate(plain, places[:1]), "relate takes spans for every text: 1 for 2 texts"),
+    ):  # fmt: skip
+        with pytest.raises(PredictError, match=text):
+            call()
 
 
 def write_questions(path: pathlib.Path) -> None:

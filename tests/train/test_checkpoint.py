@@ -1,6 +1,7 @@
 """Checkpoints: what counts as one, what is kept, and what happens to those that were damaged."""
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -301,7 +302,7 @@ def test_a_save_that_fails_in_the_background_raises_later(tmp_path, then, caplog
     with _file_size_limit(100_000):
         checkpoints.save(8, wide)
         calls = {
-            "save": lambda: checkpoints.save(9, narrow),
+            "save": functools.partial(checkpoints.save, 9, narrow),
             "wait": checkpoints.wait,
             "close": checkpoints.close,
         }
