@@ -10,7 +10,8 @@ import pathlib
 import shutil
 import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Any other value, and none, may be of somebody's shell.
+os.environ["JAX_PLATFORMS"] = "cuda" if os.environ.get("JAX_PLATFORMS") == "cuda" else "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

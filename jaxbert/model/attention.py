@@ -7,6 +7,7 @@ A backend that was asked for and cannot serve raises `AttentionError`; none ever
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -60,6 +61,8 @@ def attend(
     """
     if dropout_key is None:
         dropout_rate = 0.0
+    if dropout_rate >= 1.0:
+        return jnp.zeros_like(query_BxQxNxH)
     _check(backend, query_BxQxNxH, dropout_rate, query_ids_BxQ is not None)
     arrays = (query_BxQxNxH, key_BxLxNxH, value_BxLxNxH)
     if backend in ("explicit", "xla"):
@@ -99,6 +102,11 @@ def _check(backend: Backend, query: Float[Array, "B Q N H"], dropout_rate: float
     if backend in ("cudnn", "gpu_flash") and platform != "gpu":
         raise AttentionError(
             f"attention backend {backend!r} needs a GPU, and jax runs on {platform}: use 'explicit' or 'xla'"
+        )
+    if backend == "gpu_flash" and not gpu_flash.serves(jax.local_devices()[0]):
+        raise AttentionError(
+            f"attention backend 'gpu_flash' needs an NVIDIA GPU of compute capability 8 (Ampere) or more, and this is "
+            f"{jax.local_devices()[0].device_kind}: use 'explicit'"
         )
     if backend == "gpu_flash" and not gpu_flash.is_available():
         raise AttentionError(
@@ -150,7 +158,20 @@ def _gpu_flash(query, key, value, query_ids_BxQ, key_ids_BxL, dropout_rate, drop
     tokens = mesh_axes(("batch", None, "heads", None))
     ids, rows = mesh_axes(("batch", None)), mesh_axes(("batch", "heads"))
     in_specs = (tokens, tokens, tokens, ids, ids, rows, PartitionSpec())
+    _check_divides("gpu_flash", query, tokens)
     return jax.shard_map(kernel, in_specs=in_specs, out_specs=tokens, check_vma=False)(*arrays)
+
+
+def _check_divides(backend: Backend, query: Float[Array, "B Q N H"], axes: PartitionSpec) -> None:
+    """The partitioner pads what it splits; a kernel that each device runs on its own part cannot."""
+    for size, name, what in zip(query.shape, axes, ("rows", "queries", "heads", "widths"), strict=False):
+        names = (name,) if isinstance(name, str) else tuple(name or ())
+        parts = math.prod(jax.sharding.get_abstract_mesh().shape[one] for one in names)
+        if size % parts:
+            raise AttentionError(
+                f"attention backend {backend!r} needs as many {what} on each device: {size} do not divide into {parts} parts "
+                f"({' x '.join(names)}); take other sizes, or 'explicit'"
+            )
 
 
 def _tpu_flash(query, key, value, sequence_ids_BxL):
@@ -169,5 +190,6 @@ def _tpu_flash(query, key, value, sequence_ids_BxL):
     # The partitioner cannot split a Pallas kernel: each device runs it on its own rows and heads.
     tokens = mesh_axes(("batch", None, "heads", None))
     ids = mesh_axes(("batch", None))
+    _check_divides("tpu_flash", query, tokens)
     sharded = jax.shard_map(kernel, in_specs=(tokens, tokens, tokens, ids), out_specs=tokens, check_vma=False)
     return sharded(query, key, value, sequence_ids_BxL)

@@ -105,7 +105,7 @@ def _forward(settings, query, key, value, query_ids, key_ids, rows, words):
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((batch, heads, queries), jnp.float32),
         ],
-        compiler_params=_compiled(blocks),
+        compiler_params=None if settings.interpret else _compiled(blocks),
         interpret=settings.interpret,
         name="attention_forward",
     )(query, key, value, query_ids, key_ids, _visited(query_ids, key_ids, blocks.queries, blocks.keys), rows, words)
@@ -138,7 +138,7 @@ def _backward(settings, saved, output_gradient):
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct(log_sums.shape, jnp.float32),
         ],
-        compiler_params=_compiled(blocks),
+        compiler_params=None if settings.interpret else _compiled(blocks),
         interpret=settings.interpret,
         name="attention_query_gradient",
     )(*arrays, output, log_sums, *ids, _visited(query_ids, key_ids, blocks.queries, blocks.keys), rows, words)
@@ -160,7 +160,7 @@ def _backward(settings, saved, output_gradient):
         ],
         out_specs=[_tile(blocks.keys, width)] * 2,
         out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
-        compiler_params=_compiled(blocks),
+        compiler_params=None if settings.interpret else _compiled(blocks),
         interpret=settings.interpret,
         name="attention_key_gradient",
     )(*arrays, log_sums, means, *ids, _visited(key_ids, query_ids, blocks.keys, blocks.queries), rows, words)
@@ -217,6 +217,13 @@ def _shared_specs() -> tuple[pl.BlockSpec, ...]:
 def is_available() -> bool:
     """Whether this jax has Pallas' Triton backend, which is deprecated since jax 0.11."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+
+
+def serves(device: Any) -> bool:
+    """Whether a device is an NVIDIA GPU of compute capability 8 (Ampere) or more, which Triton compiles for."""
+    # "8.0" of NVIDIA's; AMD's are called "gfx90a".
+    capability = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return capability.isdigit() and int(capability) >= 8
 
 
 def _compiled(blocks: Blocks) -> Any:

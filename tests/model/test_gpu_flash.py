@@ -1,12 +1,13 @@
 """The GPU's attention kernels in Pallas' interpreter: they give what "explicit" gives, dropout's masks included."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxbert.model import gpu_flash
 from jaxbert.model.attention import AttentionError, attend, same_sequence
@@ -16,10 +17,16 @@ from jaxbert.validation import GPU_FLASH_HEADS
 KEY = jax.random.key(3)
 
 
+def pretend(monkeypatch, platform: str, serves: bool = True) -> None:
+    """As if jax ran on devices of that kind."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(gpu_flash, "serves", lambda _: serves)
+
+
 @pytest.fixture
 def on_gpu(monkeypatch):
     """As if jax ran on a GPU, its kernels interpreted."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pretend(monkeypatch, "gpu")
     interpreted = functools.partial(gpu_flash.flash_attention, interpret=True)
     monkeypatch.setattr(gpu_flash, "flash_attention", interpreted)
 
@@ -110,29 +117,61 @@ def test_only_blocks_that_share_a_sequence_are_visited():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_kernels_become_triton(monkeypatch, dtype):
     """Whether a GPU can run them is for test_on_gpu.py; here, that nothing in them is unknown to Triton."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    if not gpu_flash.is_available():
+        pytest.skip("this jax has no Pallas for Triton")
+    pretend(monkeypatch, "gpu")
     arrays, ids, query_ids = made(2, 200, 2, 64, 21)
     arrays = tuple(x.astype(dtype) for x in arrays)
     step = jax.jit(outputs_and_gradients.__wrapped__, static_argnums=(0, 4))
-    text = step.trace("gpu_flash", arrays, ids, query_ids, 0.1).lower(lowering_platforms=("cuda",)).as_text()
+    # Newer versions of jax ask which GPU it is for.
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        traced = step.trace("gpu_flash", arrays, ids, query_ids, 0.1)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
 
 
 @pytest.mark.parametrize(
-    ("platform", "width", "triton", "message"),
+    ("platform", "serves", "width", "triton", "message"),
     [
-        ("cpu", 64, True, "'gpu_flash' needs a GPU, and jax runs on cpu: use 'explicit' or 'xla'"),
-        ("gpu", 48, True, "'gpu_flash' takes heads of 16, 32, 64, 128, and these have 48: use 'explicit'"),
-        ("gpu", 64, False, "'gpu_flash' needs Pallas' Triton backend, which jax .* has no more: use 'explicit'"),
+        ("cpu", False, 64, True, "'gpu_flash' needs a GPU, and jax runs on cpu: use 'explicit' or 'xla'"),
+        ("gpu", False, 64, True, r"of compute capability 8 \(Ampere\) or more, and this is cpu: use 'explicit'"),
+        ("gpu", True, 48, True, "'gpu_flash' takes heads of 16, 32, 64, 128, and these have 48: use 'explicit'"),
+        ("gpu", True, 64, False, "'gpu_flash' needs Pallas' Triton backend, which jax .* has no more: use 'explicit'"),
     ],
 )
-def test_where_it_cannot_serve_it_says_so(monkeypatch, platform, width, triton, message):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_where_it_cannot_serve_it_says_so(monkeypatch, platform, serves, width, triton, message):
+    pretend(monkeypatch, platform, serves)
     monkeypatch.setattr(gpu_flash, "is_available", lambda: triton)
     arrays, ids, _ = made(1, 16, 1, width)
     with pytest.raises(AttentionError, match=message) as caught:
         attend(*arrays, ids, backend="gpu_flash")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("7.5", False), ("8.0", True), ("9.0", True), ("12.0", True), ("gfx90a", False), (None, False)]
+)  # fmt: skip
+def test_gpus_since_ampere_serve(capability, expected):
+    device = types.SimpleNamespace() if capability is None else types.SimpleNamespace(compute_capability=capability)
+    assert gpu_flash.serves(device) == expected
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_told(on_gpu):
+    arrays, ids, _ = made(3, 32, 2, 16)
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        axis_rules((("batch", "data"), ("heads", "tensor"))),
+        pytest.raises(AttentionError, match=r"as many rows on each device: 3 do not divide into 4 parts \(data\)"),
+    ):
+        jax.jit(functools.partial(attend, backend="gpu_flash"))(*arrays, jnp.asarray(ids))
+
+
+def test_all_may_be_dropped(on_gpu):
+    arrays, ids, _ = made(1, 16, 1, 16)
+    for backend in ("explicit", "gpu_flash"):
+        assert not attend(*arrays, ids, backend=backend, dropout_rate=1.0, dropout_key=KEY).any()
 
 
 def test_validation_knows_the_heads():
