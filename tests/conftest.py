@@ -1,6 +1,6 @@
 """What every test runs under: eight simulated CPU devices and strict rank promotion (warnings are errors, pyproject.toml).
 
-With JAX_PLATFORMS=cuda they run on a GPU, for those that can: `JAX_PLATFORMS=cuda pytest tests/model`.
+With JAX_PLATFORMS=cuda they run on a GPU, those that need no eight devices: `JAX_PLATFORMS=cuda pytest tests/model/test_on_gpu.py`.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `JAX_PLATFORMS=cuda pytest tests/model`. Skipped elsewhere."""
+"""What only a GPU can show: `JAX_PLATFORMS=cuda pytest tests/model/test_on_gpu.py`. Skipped elsewhere."""
 
 import dataclasses
 import functools
