@@ -20,6 +20,8 @@ from jaxbert.config import UserError
 from jaxbert.finetune.config import ExamplesConfig
 
 STANDARD_INPUT = "-"
+# Either byte order's mark, as bytes that are no UTF-8 are read.
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")
 
 
 class ExamplesError(UserError):
@@ -31,11 +33,11 @@ class BadRecordError(ValueError):
 
 
 class MissingColumnError(ExamplesError):
-    """A column that the file has not, as far as its header or its first record tell. `reason`: what its first record lacks."""
+    """A column that the file has not, as far as its header or its first record tell."""
 
-    def __init__(self, message: str, reason: str):
+    def __init__(self, message: str, column: str):
         super().__init__(message)
-        self.reason: str = reason
+        self.column: str = column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Counting:
 
     def __init__(self, config: ExamplesConfig):
         self._stop = config.bad_rows == "stop"
+        self.stops: bool = self._stop
+        """Whether the first one raises."""
         self.count: int = 0
         """Records that were left out."""
         self.first: list[str] = []
@@ -80,7 +84,11 @@ def lines(path: str) -> Iterator[tuple[int, str]]:
             # Lines end at \n alone: what else Unicode calls a line end may stand in a text.
             text = io.TextIOWrapper(binary, encoding="utf8", errors="surrogateescape", newline="\n")  # pyright: ignore[reportArgumentType]
             for number, line in enumerate(text, 1):
+                if number == 1 and line.startswith(_UTF_16):
+                    raise ExamplesError(f"{path}: is UTF-16: save it as UTF-8")
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
+    except ExamplesError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise ExamplesError(
             f"{path}: cannot be read ({(str(error) or 'it ends early').splitlines()[0]}): get the file again"

@@ -11,7 +11,10 @@ from jaxbert.finetune.config import ExamplesConfig
 def read_squad(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
     """A record for each question: "id", "question", "context", "answers" [(text, start)], "impossible", "title"."""
     try:
-        articles = json.loads("".join(line for _, line in lines(path)))["data"]
+        content = json.loads("".join(line for _, line in lines(path)))
+        if isinstance(content, list):
+            raise ExamplesError(f"{path}: is a list, and no SQuAD file: write an object on each line, as .jsonl")
+        articles = content["data"]
         # What is wrong with one question is no reason to doubt the file.
         questions = [
             (article.get("title", ""), number, paragraph.get("context"), question)

@@ -20,8 +20,17 @@ _LONE_RETURN = re.compile(r"(?<=\r)(?=[^\n])")
 def read_tsv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
     """Lines of cells with tabs between them, of which no quotation mark is more than that."""
     # No quoting: a quotation mark in a TSV file is one.
-    rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines(path))
+    rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in _parts(path))
     return _named(rows, path, config, on_bad)
+
+
+def _parts(path: str) -> Iterator[tuple[int, str]]:
+    """Lines, of a file whose lines end with \r alone too, as old spreadsheets wrote them."""
+    for number, line in lines(path):
+        if number == 1 and _LONE_RETURN.search(line):
+            yield from enumerate(_LONE_RETURN.split(line), 1)
+        else:
+            yield number, line
 
 
 def read_csv(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Record]:
@@ -83,7 +92,7 @@ def read_jsonl(path: str, config: ExamplesConfig, on_bad: OnBad) -> Iterator[Rec
             except (ValueError, RecursionError) as error:
                 fault = f"is not JSON ({str(error).splitlines()[0]})"
         if fault is None:
-            fault = _values_fault(values) if isinstance(values, dict) else "is no JSON object"
+            fault = _values_fault(values) if isinstance(values, dict) else "is no JSON object: write one on each line"
         if fault is None:
             yield Record(values or {}, f"{path}:{number}", own_columns=True, first=first)
             first = False

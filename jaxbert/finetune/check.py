@@ -60,6 +60,8 @@ def _split(
         f"{name}: {len(split):,} examples in {len(features):,} sequences; {lengths.sum():,} tokens before data.max_length cuts any",
         f"  lengths: {found}; {shares}",
     ]
+    if without := task.unanswered(split):
+        lines.append(f"  {without:,} ({without / len(split):.1%}) without an answer")
     counts = collections.Counter(label for example in split for label in task.labels_of(example))
     total = sum(counts.values())
     lines += [f"  {label}: {count:,} ({count / total:.1%})" for label, count in counts.most_common()]

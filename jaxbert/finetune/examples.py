@@ -89,14 +89,24 @@ def read_all(task: Task[Any, Any], config: ExamplesConfig, tables: Tables | None
         train = Streamed(lambda: _training(task, config, Counting(config), [], tables), seen.count)
     dev = list(_read(task, "dev", config, counting, tables)) if config.dev else held_out
     if not train or not dev:
-        raise ExamplesError("there are no examples to train on, or none to evaluate on: check data.train and data.dev")
+        raise ExamplesError(_none(bool(train), config, counting))
     # A test set may be given later, and must not change what is trained.
     labels = task.labels(Streamed(lambda: itertools.chain(train, dev), len(train) + len(dev)))
     known = seen.labels.union(*map(task.labels_of, dev)) if task.labels_are_found else None
     test = list(_read(task, "test", config, counting, tables, known))
     for example in (*dev, *test):
         seen.odd.update(task.oddities(example))
-    return Examples(train, dev, test, labels, tuple(_oddities(task, seen, dev, counting)), seen.fingerprint(dev))
+    return Examples(train, dev, test, labels, tuple(_oddities(task, seen, dev, test, counting)), seen.fingerprint(dev))
+
+
+def _none(has_train: bool, config: ExamplesConfig, counting: Counting) -> str:
+    """What to say where nothing is left to train on, or to evaluate on."""
+    if has_train and not config.dev:
+        return f"data.dev_share ({config.dev_share:g}) takes none of the few examples of data.train to evaluate on: raise it, or name data.dev"
+    split, left_out = "dev" if has_train else "train", ""
+    if counting.count:
+        left_out = f", and {counting.count:,} rows are left out ({'; '.join(counting.first)})"
+    return f"data.{split} has no example{left_out}: check its files"
 
 
 def _training(
@@ -146,27 +156,53 @@ def _read(
 ) -> Iterator[Any]:
     """The examples of a split. `known`: the labels that they may have; None: any."""
     for source in getattr(config, split):
-        # First records of files without a header that lack a column: wrong ones, if any other record there has it.
-        held: list[tuple[Record, MissingColumnError]] = []
-        usable = False
-        for record in _records(source, split, config, counting, tables):
-            try:
-                example = task.parse(record)
-                if known is not None:
-                    _check_known(task.labels_of(example), known)
-            except MissingColumnError as error:
-                if config.bad_rows == "stop" or not record.own_columns:
-                    raise
-                held.append((record, error))
-            except BadRecordError as error:
-                counting(record.place, str(error))
-            else:
-                usable = True
+        records = _records(source, split, config, counting, tables)
+        for _, of_file in itertools.groupby(records, lambda record: record.place.rpartition(":")[0]):
+            yield from _of_file(task, split, of_file, counting, known)
+
+
+def _of_file(
+    task: Task[Any, Any],
+    split: str,
+    records: Iterable[Record],
+    counting: Counting,
+    known: Collection[str] | None,
+) -> Iterator[Any]:
+    # A first record that lacks a column, and records that lack what is measured: wrong ones, if another one there has it.
+    lacking: tuple[Record, MissingColumnError] | None = None
+    columns: set[str] = set()
+    unmeasured: list[tuple[Record, Any, str]] = []
+    measurable = False
+    for record in records:
+        if lacking is not None:
+            columns.update(record.values)
+        try:
+            example = task.parse(record)
+            if known is not None:
+                _check_known(task.labels_of(example), known)
+        except MissingColumnError as error:
+            if counting.stops or not record.first:
+                raise
+            lacking = record, error
+        except BadRecordError as error:
+            counting(record.place, str(error))
+        else:
+            if split == "train" or (fault := task.unmeasurable(example)) is None:
+                measurable = True
                 yield example
-        for record, error in held:
-            if not usable:
-                raise error
-            counting(record.place, error.reason)
+            else:
+                unmeasured.append((record, example, fault))
+    if lacking is not None:
+        record, error = lacking
+        if error.column not in columns:
+            raise error
+        counting(record.place, f"has no {error.column!r}")
+    for record, example, fault in unmeasured:
+        if measurable:
+            counting(record.place, fault)
+        else:
+            # All of them: what is wrong is the setting, which is said with its name.
+            yield example
 
 
 def _check_known(labels: Iterable[str], known: Collection[str]) -> None:
@@ -227,7 +263,9 @@ def _bytes(example: Any) -> bytes:
     return repr(example).encode("utf8", "surrogatepass")
 
 
-def _oddities(task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], counting: Counting) -> Iterator[str]:
+def _oddities(
+    task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], test: Sequence[Any], counting: Counting
+) -> Iterator[str]:
     if counting.count:
         yield f"{counting.count:,} rows are left out: {'; '.join(counting.first)}"
     yield from (f"{count:,} examples {what}" for what, count in seen.odd.items())
@@ -237,8 +275,9 @@ def _oddities(task: Task[Any, Any], seen: _Seen, dev: Sequence[Any], counting: C
         yield f"labels that dev has and train has not, so that they cannot be learnt: {_some(only)}"
     if empty := [label for label in task.listed if label not in learnt | measured]:
         yield f"labels without an example in train: {_some(empty)}"
-    if again := seen.again(dev):
-        yield f"{again:,} of {len(dev):,} texts in dev are in train too: what is measured on them is no test"
+    for name, split in (("dev", dev), ("test", test)):
+        if again := seen.again(split):
+            yield f"{again:,} of {len(split):,} texts in {name} are in train too: what is measured on them is no test"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,15 +12,20 @@ from jax.experimental import multihost_utils
 from jaxbert.finetune import lora, report
 from jaxbert.finetune.result import FinetuneResult, Untrained
 from jaxbert.finetune.training import Outcome, Training
-from jaxbert.tasks.task import OF_A_TASK, TASK
+from jaxbert.tasks.task import LENGTH, OF_A_TASK, TASK
 from jaxbert.text.vocabulary import Vocabulary
 from jaxbert.train.processes import say
 from jaxbert.weights.configuration import CLASS_PREFIX
 from jaxbert.weights.model_card import model_card
 
 
-def finish(run: Training, outcome: Outcome, untrained: Untrained, started: float) -> FinetuneResult:
-    """Export the best checkpoint, evaluate it once more on everything that is held out, and report."""
+def finish(
+    run: Training, outcome: Outcome, untrained: Untrained, started: float, of_a_search: bool = False
+) -> FinetuneResult:
+    """Export the best checkpoint, evaluate it once more on everything that is held out, and report.
+
+    of_a_search: the search says which model stays.
+    """
     workdir = Path(run.config.workdir)
     dev = run.evaluate(outcome.state, run.dev)
     test = run.evaluate(outcome.state, run.test) if run.test.features else None
@@ -44,7 +49,8 @@ def finish(run: Training, outcome: Outcome, untrained: Untrained, started: float
         kind = "model (to transformers, which has no such class, an encoder)"
     else:
         kind = "model for transformers"
-    say(f"{kind}: {model}")
+    if not of_a_search:
+        say(f"{kind}: {model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s")
     measures = dev[0], test[0] if test else {}, untrained.dev
     return FinetuneResult(
@@ -103,6 +109,8 @@ def _export(run: Training, outcome: Outcome, metrics: Mapping[str, float], folde
     # A run's encoder and a new one come without a config.json that says it, and transformers would take 0.
     extra = {"pad_token_id": Vocabulary.of(run.source.tokenizer).pad_id}
     extra |= {key: value for key, value in run.source.extra.items() if key not in OF_A_TASK}
+    # What it was trained and measured with, for predictions to be those of the report.
+    extra |= {LENGTH: min(run.config.data.max_length, run.model_config.max_position_embeddings)}
     keep = {
         "config": run.model_config,
         "tokenizer": run.source.tokenizer_folder,

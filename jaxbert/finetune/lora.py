@@ -16,6 +16,7 @@ from jaxbert.train.state import Batch
 from jaxbert.weights import adapter, huggingface
 from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.load import is_adapter
+from jaxbert.weights.run_folder import exported
 
 
 class AdaptedTask(Adapted):
@@ -60,5 +61,13 @@ def save(
         whole = params if task is None else task.merged(params)
         return huggingface.save(folder, params=whole, carried=source.carried, embedder=embedder, **keep)
     heads = tuple(name for name in task.trained if name != "lora")
-    own = {"base": source.name, "rank": lora.rank, "alpha": lora.alpha, "groups": heads, "embedder": embedder}
+    own = {"base": _base(source.name), "rank": lora.rank, "alpha": lora.alpha, "groups": heads, "embedder": embedder}
     return adapter.write_adapter(folder, params=params, **own, **keep)
+
+
+def _base(name: str) -> str:
+    """What adapters call the model that they are for: a path is found from other folders too, and is the model's own."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return name
+    return str((exported(path) if path.is_dir() else path).absolute())

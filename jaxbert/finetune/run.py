@@ -24,7 +24,7 @@ from jaxbert.finetune.search import Hopeless, load_suggest, search
 from jaxbert.finetune.seeds import finetune_seeds
 from jaxbert.finetune.source import Source, find_source, find_start
 from jaxbert.finetune.study import STUDY
-from jaxbert.finetune.training import Training, encoder_of, oddities
+from jaxbert.finetune.training import Training, check_measurable, encoder_of, oddities
 from jaxbert.finetune.validation import validate
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Task
@@ -91,6 +91,7 @@ def _check_data(config: FinetuneConfig, examples: Examples) -> FinetuneResult:
         )
     encoder = encoder_of(config, source)
     bound = task.bind(examples.labels, examples.train, encoder)
+    check_measurable(config, bound, examples)
     warnings = oddities(config, source, bound, find_head(config, source, bound))
     say("\n".join(describe(task, bound, examples, encoder, warnings)))
     return FinetuneResult(Path(config.workdir), None, 0, {}, {}, {}, bound.metric)
@@ -126,7 +127,7 @@ def _finetune_once(
                 say(f"stopped at step {outcome.result.step:,}; the same command goes on from there")
             dev = outcome.result.evaluation or {}
             return FinetuneResult(workdir, None, outcome.result.step, dev, {}, untrained.dev, run.bound.metric)
-        return finish(run, outcome, untrained, started)
+        return finish(run, outcome, untrained, started, of_a_search=hopeless is not None)
 
 
 def _compare(config: FinetuneConfig, task: Task[Any, Any], examples: Examples, source: Source) -> Untrained | None:

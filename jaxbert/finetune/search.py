@@ -57,7 +57,7 @@ def load_suggest(file: str) -> Suggest:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise ConfigError("search needs Optuna, which is not installed: pip install 'jaxbert[search]'") from error
+        raise ConfigError("search needs Optuna, which is not installed: pip install optuna") from error
     if not Path(file).is_file():
         raise ConfigError(f"search {file}: no such file: name a Python file with suggest(trial)")
     try:

@@ -10,10 +10,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from jaxbert import run_folder
-from jaxbert.config import ModelConfig, VocabularyConfig
+from jaxbert.config import ConfigError, ModelConfig, VocabularyConfig
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.run_folder import Start
-from jaxbert.text.vocabulary import Vocabulary, save_tokenizer, train_tokenizer
+from jaxbert.text.vocabulary import Vocabulary, VocabularyError, save_tokenizer, train_tokenizer
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, parse_record
 from jaxbert.train.processes import say
 from jaxbert.weights.load import load
@@ -156,7 +156,14 @@ def _loaded(path: str) -> Source:
 def _new(texts: Iterable[str], workdir: Path, keep_tokenizer: bool) -> Source:
     folder = workdir / "tokenizer"
     if not keep_tokenizer or not (folder / "tokenizer.json").is_file():
-        save_tokenizer(train_tokenizer(texts, SMALL_VOCABULARY), folder, SMALL.max_position_embeddings)
+        try:
+            # As many pieces as the texts have: fewer than the size are no surprise.
+            tokenizer = train_tokenizer(texts, SMALL_VOCABULARY, warn=False)
+        except VocabularyError:
+            raise ConfigError(
+                "the training texts are too few to learn a vocabulary from: name a model to start from with --model"
+            ) from None
+        save_tokenizer(tokenizer, folder, SMALL.max_position_embeddings)
     tokenizer = open_tokenizer(folder)
     config = dataclasses.replace(SMALL, vocab_size=Vocabulary.of(tokenizer).size)
     return Source(NEW, config, "bert", tokenizer, folder, None, {}, {}, 0, {}, ())

@@ -75,9 +75,7 @@ class Training:
         self.bound: BoundTask[Any, Any] = task.bind(examples.labels, examples.train, encoder)
         _check_export(self.bound, source)
         self.model_config: ModelConfig = encoder.config
-        dev_files = "data.dev" if config.data.dev else "data.train, of which dev is a share,"
-        self.bound.check_measurable(examples.dev, dev_files)
-        self.bound.check_measurable(examples.test, "data.test")
+        check_measurable(config, self.bound, examples)
         train = training_features(self.bound, examples.train, Path(config.workdir))
         self.dev: Split = Split(examples.dev, self.bound.features(examples.dev))
         self.test: Split = Split(examples.test, self.bound.features(examples.test))
@@ -208,6 +206,13 @@ class Training:
 def first_best(evaluations: Sequence[tuple[int, float]]) -> int | None:
     """The step of the first of these (step, value) with the highest value."""
     return max(evaluations, key=lambda one: one[1])[0] if evaluations else None
+
+
+def check_measurable(config: FinetuneConfig, bound: BoundTask[Any, Any], examples: Examples) -> None:
+    """Raise ExamplesError where dev or test lack what the task measures by."""
+    dev_files = "data.dev" if config.data.dev else "data.train, of which dev is a share,"
+    bound.check_measurable(examples.dev, dev_files)
+    bound.check_measurable(examples.test, "data.test")
 
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:

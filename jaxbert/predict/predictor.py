@@ -22,6 +22,7 @@ from jaxbert.predict.finetuned import Cut, FinetunedModel
 from jaxbert.predict.masks import candidates, find_masks, mask_fault
 from jaxbert.predict.tasks import CUT, HEADS, Task
 from jaxbert.predict.texts import Encoded, LongTexts, PredictError, TextEncoder, TextError, fault_of, open_tokenizer
+from jaxbert.tasks.task import LENGTH
 from jaxbert.weights.embedder import Embedder
 from jaxbert.weights.load import Loaded
 
@@ -37,7 +38,8 @@ class Predictor:
     Args:
       loaded: the model, with the heads that the task needs.
       task: what it will be asked for; heads that are missing are found at once. None: whatever its heads allow.
-      max_length: tokens of the longest text that is read whole. None: as many as an embedder says, or as there are positions.
+      max_length: tokens of the longest text that is read whole. None: as many as an embedder says, or
+        as it was fine-tuned with, or as there are positions.
       long_texts: "truncate" cuts longer ones, with a warning; "window" reads them in windows that overlap by a quarter.
       tokens_per_batch: tokens in the largest batches. None: 2,048 on CPUs, else 32,768 for each device.
 
@@ -63,8 +65,11 @@ class Predictor:
         self._heads, self._loaded = loaded.groups, loaded
         positions = loaded.config.max_position_embeddings
         chosen = positions if max_length is None else max_length
-        if max_length is None and loaded.embedder is not None and loaded.embedder.max_length is not None:
-            chosen = min(loaded.embedder.max_length, positions)
+        of_embedder = None if loaded.embedder is None else loaded.embedder.max_length
+        for own in (of_embedder, loaded.extra.get(LENGTH)) if max_length is None else ():
+            if own is not None:
+                chosen = min(own, positions) if _is_whole(own) else own
+                break
         if not _is_whole(chosen) or not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
         if tokens_per_batch is not None and not (_is_whole(tokens_per_batch) and tokens_per_batch >= 1):

@@ -34,7 +34,8 @@ class PredictOptions:
     """A folder that jaxbert.load takes (a run, a Hugging Face folder, ...), or a model's name on the hub."""
     task: Task | None = None
     """None: what the model was fine-tuned for, else fill-mask, or embed where there is no head for it. fill-mask; embed; classify; tag; relate (entities marked <e1>..</e1>, <e2>..</e2>); and, of lines with tabs between
-    their texts, next-sentence, answer (question, context), classify of pairs, choose (context, choice, choice, ...)."""
+    their texts, next-sentence, answer (question, context), classify of pairs, choose (context, choice, choice, ...; of SWAG's, whose choices
+    were trained behind the beginning of a sentence, with that before each choice)."""
     input: str = "-"
     """File with a text on each line. -: standard input."""
     output: str = "-"
@@ -48,7 +49,7 @@ class PredictOptions:
     normalize: bool | None = None
     """embed: scale vectors to length 1. None: what the model's folder says, else not."""
     max_length: int | None = None
-    """Tokens of the longest text that is read whole. None: as many as the model reads."""
+    """Tokens of the longest text that is read whole. None: as many as it was fine-tuned with, or as the model reads."""
     long_texts: LongTexts = "truncate"
     """What becomes of longer ones: truncate, or window (read in windows that overlap; of a pair, the window where they meet)."""
     prompt: str | None = None
@@ -57,12 +58,14 @@ class PredictOptions:
     """A line that cannot be served (no mask, not UTF-8): stop at the first one, or report each ({"text", "error"} is its result)."""
     lines_at_once: int = 2048
     """Lines that are read, sorted by length, and written together."""
+    base: str | None = None
+    """Of adapters: the model that they are for. None: the one that they name."""
 
 
 def predict(options: PredictOptions) -> int:
     """Run the whole input; the number of its lines. Raises PredictError, naming the line, for one that cannot be served."""
     _check(options)
-    loaded = load(options.model)
+    loaded = load(options.model, base=options.base)
     if options.task is None:
         options = dataclasses.replace(options, task=default_task(loaded))
         _check(options)

@@ -56,9 +56,9 @@ def _from_columns(columns: Sequence[Sequence[str]], settings: TaggingConfig) -> 
         places.append((start, start + len(word)))
     if settings.scheme == "words":
         return Sentence(text, tuple(places), tuple(found), (), ())
-    faults = [fault for tag in found if (fault := entities.fault(tag, settings.scheme))]
-    if faults:
-        raise BadRecordError(faults[0])
+    for number, (word, tag) in enumerate(zip(words, found, strict=True), 1):
+        if fault := entities.fault(tag, settings.scheme):
+            raise BadRecordError(f"word {number} of this sentence, {word!r}: {fault}")
     # IOB1 begins an entity with I-.
     strict = entities.spans(found, strict=settings.scheme != "iob1", closed=settings.scheme == "bioes")
     return _tagged(text, tuple(places), entities.spans(found), strict, settings)

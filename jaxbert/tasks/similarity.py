@@ -97,6 +97,13 @@ class Similarity(Task[Related, Vectors]):
         """The anchor and what belongs to it."""
         return example.anchor if example.positive is None else f"{example.anchor}\t{example.positive}"
 
+    def unmeasurable(self, example: Related) -> str | None:
+        """It has no score, where scores are asked for, or no second text."""
+        if example.positive is None:
+            return f"has no {self.settings.positive!r}"
+        lacks = self.settings.score is not None and math.isnan(example.score)
+        return f"has no {self.settings.score!r}" if lacks else None
+
     def labels_of(self, example: Related) -> Iterable[str]:
         """There are none."""
         return ()

@@ -104,6 +104,10 @@ class SpanAnswering(Task[Question, Answered]):
         """None: answers are no labels."""
         return ()
 
+    def unanswered(self, examples: Collection[Question]) -> int:
+        """Questions that their context has no answer to (SQuAD 2.0)."""
+        return sum(not example.answers for example in examples)
+
     def oddities(self, example: Question) -> Iterable[str]:
         """Answers that are not where they are said to be."""
         if example.moved:

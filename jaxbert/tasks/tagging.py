@@ -89,6 +89,8 @@ class Tagging(Task[Sentence, Tagged]):
         """Entities that a tag for each word cannot say."""
         if self.settings.scheme == "words":
             return
+        if self.settings.scheme == "iob2" and example.entities != example.strict:
+            yield "have a tag that IOB2 has not there, as an I- that begins an entity: task.scheme iob1 reads files where that is meant"
         if {*example.entities} != {*in_characters(entities.spans(example.tags), example.words)}:
             yield "have an entity that is no run of whole words, or overlaps another one: it counts as right, and cannot be found"
 

@@ -27,11 +27,13 @@ from jaxbert.weights.names import Family
 
 TASK = "jaxbert_task"
 """The key of config.json that has a task's settings."""
+LENGTH = "jaxbert_max_length"
+"""The key that has the tokens of a sequence that it was fine-tuned with."""
 NO_ANSWER = "no_answer_is_possible"
 """The key that says that a question may have no answer."""
 MARKERS = "entity_markers"
 """The key that says what stands around entities."""
-OF_A_TASK = ("id2label", "label2id", "num_labels", "problem_type", TASK, NO_ANSWER, MARKERS)
+OF_A_TASK = ("id2label", "label2id", "num_labels", "problem_type", TASK, LENGTH, NO_ANSWER, MARKERS)
 """Keys that belong to a model's head, and not to the encoder under it."""
 E = TypeVar("E")
 P = TypeVar("P")
@@ -98,6 +100,14 @@ class Task(abc.ABC, Generic[E, P]):
     def listed(self) -> Sequence[str]:
         """Labels that the settings list, as `labels_of` has them."""
         return ()
+
+    def unmeasurable(self, example: E) -> str | None:
+        """Why nothing can be measured on an example of dev or test, though it may be learnt; None: it can."""
+        return None
+
+    def unanswered(self, examples: Collection[E]) -> int:
+        """How many have nothing to be found, for `--check-data` to say."""
+        return 0
 
     def oddities(self, example: E) -> Iterable[str]:
         """What is odd about an example that is used all the same: "have no answer ...", for a warning that counts them."""
@@ -246,13 +256,14 @@ def column(record: Record, name: str, field: str) -> Any:
 
 def missing(record: Record, name: str, way_out: str) -> Exception:
     """What is raised, as `column` says, for a column that is not there."""
-    reason = f"has no {name!r}"
     if record.own_columns and not record.first:
-        return BadRecordError(reason)
+        return BadRecordError(f"has no {name!r}")
     # JSON has no tuples.
     if isinstance(record.values.get("columns"), tuple):
         way_out = "it was read as CoNLL, a word and its tag on each line; --data.format tsv (or csv, jsonl) reads it as a table"
-    return MissingColumnError(f"{record.place}: has no column {name!r}: {way_out}", reason)
+    if record.own_columns:
+        way_out += "; where other rows have it, --data.bad-rows skip leaves this one out"
+    return MissingColumnError(f"{record.place}: has no column {name!r}: {way_out}", name)
 
 
 def text_in(record: Record, name: str, field: str) -> str:

@@ -24,9 +24,15 @@ def _marks() -> str:
 # Standard Annex 29, rule WB4). Where no spaces part words, every character is one: Chinese, Japanese and Korean; Thai, Lao, Burmese, Khmer.
 _CJK = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\U00020000-\U0003134f\u3040-\u30ff"
 _ALONE = rf"{_CJK}\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# A pictograph with its skin, and those that joiners make one (WB3c, WB4); two regional indicators are a flag (WB15, WB16).
+_PICTOGRAPH, _SKIN = (
+    "[\u00a9\u00ae\u203c-\u2bff\u3030\u303d\U0001f000-\U0001f1e5\U0001f200-\U0001faff]",
+    "\U0001f3fb-\U0001f3ff",
+)
+_FLAG = "[\U0001f1e6-\U0001f1ff]"
 _LETTER, _MARK = rf"[^\W\d_{_ALONE}]", f"[{_marks()}]"
 _WORD = re.compile(
-    rf"(?:[{_ALONE}]|{_LETTER}+(?:{_MARK}+{_LETTER}*)*|\d+(?:{_MARK}+\d*)*|[^\w\s{_ZERO_WIDTH_SPACE}]|_){_MARK}*"
+    rf"(?:{_FLAG}{{2}}|{_PICTOGRAPH}[{_marks()}{_SKIN}]*(?:(?<=\u200d){_PICTOGRAPH}[{_marks()}{_SKIN}]*)*|[{_ALONE}]|{_LETTER}+(?:{_MARK}+{_LETTER}*)*|\d+(?:{_MARK}+\d*)*|[^\w\s{_ZERO_WIDTH_SPACE}]|_){_MARK}*"
 )
 
 

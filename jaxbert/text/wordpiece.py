@@ -54,7 +54,7 @@ def bert_tokenizer(
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], config: VocabularyConfig) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], config: VocabularyConfig, warn: bool = True) -> Tokenizer:
     """Learns a WordPiece vocabulary from the first `config.sample_megabytes` of `texts` (in UTF-8) and returns its tokenizer.
 
     Ids: RESERVED, then the characters, then their continuing forms, then the pieces in the order learnt. There are exactly
@@ -63,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], config: VocabularyConfig) -> Tokenizer
     result depends on the text alone, neither on the process nor on the number of threads.
 
     The sample is a prefix: texts that are sorted by source should come interleaved. It is held in memory compressed,
-    about 0.4 bytes a byte. Raises VocabularyError when there is no text.
+    about 0.4 bytes a byte. Raises VocabularyError when there is no text. `warn`: fewer pieces than `config.size` are worth a word.
     """
     sample, counts = _read_sample(texts, config.sample_megabytes * 1_000_000)
     # Without special tokens: where the text mentions them, they are learnt from as the words that they look like.
@@ -89,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], config: VocabularyConfig) -> Tokenizer
     )
     tokenizer.train_from_iterator(_lines(sample), trainer)
     pieces = tokenizer.get_vocab(with_added_tokens=False)
-    if len(pieces) < config.size:
+    if warn and len(pieces) < config.size:
         _LOG.warning(
             "the vocabulary has %d pieces, not data.vocabulary.size (%d): the text has no more pieces that are seen %d times",
             len(pieces),

@@ -232,7 +232,7 @@ def _load_adapter(found: Found, request: Request, scan_layers: bool, named: str 
             raise WeightsError(f"{name}: is an adapter itself: name a whole model")
         base = load(name, scan_layers=False)
     except WeightsError as error:
-        way = "" if named is not None else ", or name it with base="
+        way = "" if named is not None else ", or name it with base= (--base)"
         raise WeightsError(f"{found.path}: its base cannot be loaded: {error}{way}") from None
     described, assembled = onto_base(adapter, base, request, scan_layers)
     layout = described.layout

@@ -69,6 +69,7 @@ TABLES = [
     ("bom.tsv", b"\xef\xbb\xbf" + TABLE),
     ("crlf.tsv", TABLE.replace(b"\n", b"\r\n")),
     ("no_line_end.tsv", TABLE.rstrip()),
+    ("returns.tsv", TABLE.replace(b"\n", b"\r")),
     ("blank_lines.tsv", TABLE.replace(b"\n", b"\n\n")),
     ("blank_first.tsv", b"\n\n" + TABLE),
     ("spaces.tsv", TABLE.replace(b"text\tlabel", b" text \tlabel ")),
@@ -366,13 +367,26 @@ def test_a_question_without_answers_is_not_one_that_has_none(tmp_path: pathlib.P
     assert counting.first == [f"{path}:q1: has no answers, and is_impossible does not say that there are none"]
 
 
-@pytest.mark.parametrize(
-    "content", ["[1, 2]", '{"text": "a"}', '{"data": [1]}', '{"data": [{"paragraphs": [{}]}]}', "{"]
-)
+@pytest.mark.parametrize("content", ['{"text": "a"}', '{"data": [1]}', '{"data": [{"paragraphs": [{}]}]}', "{"])
 def test_other_json_is_no_squad(tmp_path: pathlib.Path, content: str):
     path = write(tmp_path, "a.json", content)
     assert error_of(path).startswith(f"{path}: is no SQuAD file (")
     assert error_of(path).endswith("other JSON is read as .jsonl")
+
+
+def test_a_list_of_json_says_how_it_is_written(tmp_path: pathlib.Path):
+    path = write(tmp_path, "a.json", '[{"text": "a"}]')
+    assert error_of(path) == f"{path}: is a list, and no SQuAD file: write an object on each line, as .jsonl"
+    path = write(tmp_path, "a.jsonl", '[{"text": "a"}]')
+    assert error_of(path).startswith(f"{path}:1: is no JSON object: write one on each line")
+
+
+@pytest.mark.parametrize("form", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_told(tmp_path: pathlib.Path, form: str):
+    """What some programs call Unicode text; without a mark it is only seen by its NUL characters."""
+    path = write(tmp_path, "a.tsv", TABLE.decode().encode(form))
+    expected = f"{path}: is UTF-16: save it as UTF-8" if form == "utf-16" else f"{path}:"
+    assert error_of(path).startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.conll"])
@@ -462,6 +476,14 @@ def tiny_labelled_set(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         JaxbertLabelled(config="plain", data_dir=folder).download_and_prepare()
     tfds.core.add_data_dir(folder)
     return folder
+
+
+def test_the_sets_that_come_with_tensorflow_datasets_are_known(tmp_path: pathlib.Path):
+    """Their code lies in packages, which it looks up by other means than the set of this file."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("glue/sst2", data_dir=tmp_path)
+    assert sorted(builder.info.features) == ["idx", "label", "sentence"]
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("xz", lzma.compress), ("bz2", bz2.compress), ("zip", zipped)])

@@ -19,7 +19,7 @@ import transformers
 from made_runs import LABELS, reviews, small, write_table
 from safetensors.numpy import load_file
 
-from jaxbert import run_folder
+from jaxbert import load, run_folder
 from jaxbert.config import Config, ConfigError, OptimizerConfig, UserError
 from jaxbert.data.records import ExamplesError
 from jaxbert.finetune import run, source
@@ -33,6 +33,7 @@ from jaxbert.finetune.config import (
 from jaxbert.finetune.examples import read_all
 from jaxbert.finetune.run import FinetuneResult, _finetune_once, finetune
 from jaxbert.finetune.training import Training
+from jaxbert.predict.texts import PredictError
 from jaxbert.tasks.classification import BoundClassification
 from jaxbert.tasks.registry import make_task
 from jaxbert.train import session
@@ -136,6 +137,28 @@ def test_the_exported_model_says_the_same_in_transformers(
     ours = np.stack([one.scores for one in found[1]])
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
     assert theirs.max(axis=1).min() < 1 - 1e-4 or theirs.std() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_predictions_read_as_much_as_was_measured(tables: pathlib.Path, tmp_path: pathlib.Path):
+    data = dataclasses.replace(small(tables, tmp_path).data, max_length=9)
+    train = FinetuneTrainConfig(epochs=1, batch_size=16, evaluations=1)
+    result = finetune(small(tables, tmp_path / "run", data=data, train=train))
+    loaded = load(result.workdir)
+    assert loaded.predictor().max_length == 9
+    assert loaded.predictor(max_length=12).max_length == 12
+    texts, labels = zip(*reviews(DEV, 1), strict=True)
+    found = [one["label"] for one in loaded.predictor().classify(list(texts))]
+    assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) == pytest.approx(result.dev["accuracy"])
+    # What is trained from there has a length of its own; a length that is none is told.
+    again = dataclasses.replace(data, max_length=20)
+    result = finetune(small(tables, tmp_path / "again", data=again, train=train, model=str(result.model)))
+    assert load(result.workdir).predictor().max_length == 20
+    assert result.model is not None
+    file = result.model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"jaxbert_max_length": "long"}))
+    with pytest.raises(PredictError, match="max_length long: the model reads 3 to 128 tokens"):
+        load(result.model).predictor()
 
 
 class Interrupt:
@@ -470,6 +493,14 @@ def test_a_look_at_the_data_is_free_of_the_folder(
             finetune(dataclasses.replace(config, check_data=True, **changes))
             assert "train: 160 examples" in capsys.readouterr().out
         assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_a_look_at_the_data_finds_what_would_stop_the_run(tmp_path: pathlib.Path):
+    write_table(tmp_path / "train.tsv", [(f"a {n}", f"b {n}") for n in range(8)])
+    data = ExamplesConfig((str(tmp_path / "train.tsv"),), (str(tmp_path / "train.tsv"),))
+    task = SimilarityConfig(anchor="text", positive="label", score="score")
+    with pytest.raises(ExamplesError, match=r"data.dev has rows without a column 'score'"):
+        finetune(small(tmp_path, tmp_path / "run", task=task, data=data, check_data=True))
 
 
 @pytest.mark.parametrize(("dropout", "refused"), [(None, True), (0.1, False)])

@@ -17,7 +17,14 @@ from jaxbert.config import ModelConfig, VocabularyConfig
 from jaxbert.data.records import ExamplesError
 from jaxbert.finetune import builtin
 from jaxbert.finetune.check import describe
-from jaxbert.finetune.config import ClassificationConfig, ExamplesConfig, SpanConfig, TaggingConfig, TaskConfig
+from jaxbert.finetune.config import (
+    ClassificationConfig,
+    ExamplesConfig,
+    SimilarityConfig,
+    SpanConfig,
+    TaggingConfig,
+    TaskConfig,
+)
 from jaxbert.finetune.examples import Examples, over_tables, read_all, training_features
 from jaxbert.tasks.registry import make_task
 from jaxbert.tasks.task import Encoder
@@ -185,9 +192,14 @@ def test_only_the_first_examples(tmp_path: pathlib.Path):
 
 
 def test_nothing_to_train_or_evaluate_on(tmp_path: pathlib.Path):
-    for share in (1.0, 1e-9):
-        with pytest.raises(ExamplesError, match="no examples to train on, or none to evaluate on"):
-            read(tmp_path, dev=[], dev_share=share)
+    with pytest.raises(ExamplesError, match=r"^data.train has no example: check its files$"):
+        read(tmp_path, dev=[], dev_share=1.0)
+    with pytest.raises(ExamplesError, match=r"data.dev_share \(1e-09\) takes none of the few examples of data.train"):
+        read(tmp_path, dev=[], dev_share=1e-9)
+    with pytest.raises(
+        ExamplesError, match=r"^data.dev has no example, and 1 rows are left out \(.*dev.tsv:2: label is ' '"
+    ):
+        read(tmp_path, dev=[("five", " ")], bad_rows="skip")
 
 
 CHANGED = [
@@ -363,3 +375,44 @@ def test_lengths_of_what_is_read_in_windows_are_its_own(tmp_path: pathlib.Path, 
     # [CLS] three [SEP] and twelve words or two, and [SEP].
     assert lines[at + 1].startswith("  lengths: 50 % up to 16, 90 % up to 16, 99 % up to 16, 100 % up to 16; ")
     assert lines[at + 1].endswith("1 examples (50.0%) are read in windows of 10")
+
+
+def test_rows_that_cannot_be_measured_are_bad_rows_of_dev(tmp_path: pathlib.Path):
+    path = tmp_path / "dev.jsonl"
+    rows = [{"anchor": "a", "positive": "b", "score": 1.0}, {"anchor": "c", "positive": "d"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    config = ExamplesConfig((str(path),), (str(path),), bad_rows="skip")
+    task = make_task(SimilarityConfig(score="score"))
+    examples = read_all(task, config)
+    assert (len(examples.train), len(examples.dev)) == (2, 1)
+    assert f"1 rows are left out: {path}:2: has no 'score'" in examples.warnings
+    with pytest.raises(ExamplesError, match=r"dev.jsonl:2: has no 'score' \(--data.bad-rows skip"):
+        read_all(task, dataclasses.replace(config, bad_rows="stop"))
+
+
+def test_each_file_has_columns_of_its_own(tmp_path: pathlib.Path):
+    """Of two files of one glob, the second of which has none of what is asked for."""
+    for name, column in (("a", "text"), ("b", "sentence")):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"{column}": "{name}", "label": "x"}}\n' * 2, encoding="utf8")
+    dev = write_table(tmp_path / "dev.tsv", DEV)
+    with pytest.raises(
+        ExamplesError, match=r"b.jsonl:1: has no column 'text': set task.text to one of 'sentence', 'label'"
+    ):
+        read_all(
+            make_task(ClassificationConfig()), ExamplesConfig((str(tmp_path / "?.jsonl"),), (dev,), bad_rows="skip")
+        )
+
+
+def test_a_later_row_that_is_bad_for_another_reason_has_the_column(tmp_path: pathlib.Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n{"text": "", "label": "y"}\n', encoding="utf8")
+    dev = write_table(tmp_path / "dev.tsv", DEV)
+    with pytest.raises(
+        ExamplesError, match=r"^data.train has no example, and 2 rows are left out \(.*a.jsonl:2: text is empty"
+    ):
+        read_all(make_task(ClassificationConfig()), ExamplesConfig((str(path),), (dev,), bad_rows="skip"))
+
+
+def test_texts_of_train_in_test_are_warned_about(tmp_path: pathlib.Path):
+    examples = read(tmp_path, test=(write_table(tmp_path / "test.tsv", [("one", "a"), ("nine", "b")]),))
+    assert examples.warnings == ("1 of 2 texts in test are in train too: what is measured on them is no test",)

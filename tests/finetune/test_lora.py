@@ -16,11 +16,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxbert import load
 from jaxbert.config import ConfigError, MeshConfig, ModelConfig, OptimizerConfig, VocabularyConfig
+from jaxbert.finetune import lora
 from jaxbert.finetune.config import ExamplesConfig, FinetuneConfig, FinetuneTrainConfig, LoraConfig, SimilarityConfig
 from jaxbert.finetune.run import FinetuneResult, finetune
 from jaxbert.finetune.validation import validate
 from jaxbert.model.bert import BertForPreTraining
 from jaxbert.model.lora import init_adapters, merge
+from jaxbert.predict.stream import PredictOptions, predict
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.text.vocabulary import Vocabulary, save_tokenizer
 from jaxbert.text.wordpiece import train_tokenizer
@@ -378,6 +380,29 @@ def changed(folder: pathlib.Path, target: pathlib.Path, **settings: Any) -> path
     values = json.loads((folder / "adapter_config.json").read_text()) | settings
     (target / "adapter_config.json").write_text(json.dumps(values))
     return target
+
+
+def test_the_base_is_found_from_other_folders(
+    separate: tuple[FinetuneConfig, FinetuneResult],
+    merged: tuple[FinetuneConfig, FinetuneResult],
+    place: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(place)
+    assert lora._base("base") == str(place / "base")
+    # Of a run of fine-tuning the model, which peft and transformers can open.
+    assert lora._base(pathlib.Path(merged[0].workdir).name) == str(merged[1].model)
+    assert lora._base("google/electra-small") == "google/electra-small"
+    folder = separate[1].model
+    assert folder is not None
+    moved = changed(folder, tmp_path / "moved", base_model_name_or_path="gone")
+    (tmp_path / "texts").write_text("great book, great\n")
+    texts, out = str(tmp_path / "texts"), tmp_path / "out"
+    with pytest.raises(WeightsError, match=r"or name it with base= \(--base\)"):
+        predict(PredictOptions(str(moved), "classify", texts, str(out)))
+    assert predict(PredictOptions(str(moved), "classify", texts, str(out), base=str(place / "base"))) == 1
+    assert json.loads(out.read_text())["label"] == "good"
 
 
 def test_adapters_without_their_base_are_refused_in_one_line(

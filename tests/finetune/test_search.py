@@ -99,7 +99,10 @@ def test_the_best_is_kept_and_written_out(tmp_path: pathlib.Path, capsys: pytest
     assert (workdir / "trials.png").read_bytes().startswith(b"\x89PNG")
     page = (workdir / "report.md").read_text()
     assert f"Best: trial {found.best_trial}, accuracy on dev {max(values):.4f}" in page
-    assert f"train it again: python finetune.py --config {workdir / 'best.json'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"train it again: python finetune.py --config {workdir / 'best.json'}" in said
+    # Models of the others are deleted.
+    assert "model for transformers" not in said
 
 
 def test_more_trials_go_on_and_no_more_do_nothing(tmp_path: pathlib.Path):

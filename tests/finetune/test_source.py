@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from jaxbert import run_folder
-from jaxbert.config import Config
+from jaxbert.config import Config, ConfigError
 from jaxbert.finetune import source
 from jaxbert.finetune.config import FinetuneConfig
 from jaxbert.finetune.source import NEW, find_start
@@ -130,3 +130,12 @@ def test_a_damaged_record_says_nothing():
     name = pretrained("tiny", 500)
     pathlib.Path(name, RECORDS, "600.json").write_text("{}")
     assert source.state_of(name) == Start(name)
+
+
+def test_texts_that_no_vocabulary_can_be_learnt_from(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(
+        ConfigError, match="too few to learn a vocabulary from: name a model to start from with --model"
+    ):
+        source._new(["a"], tmp_path, keep_tokenizer=False)
+    assert source._new(["ab ab"] * 3, tmp_path, keep_tokenizer=False).name == source.NEW
+    assert not caplog.records

@@ -125,7 +125,7 @@ def test_tags_of_words_stay_as_they_are():
     ("columns", "settings", "message"),
     [
         ("Ada/NNP", {}, "'NNP' is no tag of IOB2: it has O and B-TYPE, I-TYPE"),
-        ("Ada/S-PER", {}, "'S-PER' is no tag of IOB2"),
+        ("Ada/B-PER und/O Eva/S-PER", {}, "word 3 of this sentence, 'Eva': 'S-PER' is no tag of IOB2"),
         ("Ada", {}, "has 1 columns"),
         ("Ada/B-PER", {"word_column": 1}, "has 2 columns: task.word-column 1 and task.tag-column -1 are one"),
         ("Ada/B-PER", {"tag_column": 2}, "task.tag-column 2 is none"),
@@ -624,6 +624,12 @@ ODD = "have an entity that is no run of whole words, or overlaps another one: it
 def test_entities_that_no_tags_can_say_are_odd(found: list, odd: bool):
     task = Tagging(TaggingConfig())
     assert list(task.oddities(spanned("Ada saw Paris", found))) == [ODD] * odd
+
+
+def test_tags_that_are_none_of_iob2_are_odd():
+    odd = Tagging(TaggingConfig()).oddities(sentence_of("EU/I-ORG says/O"))
+    assert ["task.scheme iob1" in one for one in odd] == [True]
+    assert not [*Tagging(TaggingConfig(scheme="iob1")).oddities(sentence_of("EU/I-ORG says/O", scheme="iob1"))]
 
 
 def test_tags_of_a_file_are_never_odd():

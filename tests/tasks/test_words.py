@@ -13,8 +13,8 @@ from jaxbert.tasks.words import words_of
         "Zu\u0308rich| |दिल्ली| |مُحَمَّد| |خامنه\u200cای| |יְרוּשָׁלַיִם",
         # A joiner, a soft hyphen, a byte order mark, a mark of direction behind a name.
         "Foo\u200dBar| |New\u00adcastle| |a\ufeff|,| |Ada\u200f|.",
-        # Variation selectors and keycaps; each picture of a sequence is a word, a flag of tags is one.
-        "❤\ufe0f| |1\ufe0f\u20e3| |👩\u200d|👩\u200d|👧| |🏴\U000e0067\U000e007f",
+        # Variation selectors and keycaps; pictures that joiners make one, skins, flags of letters and of tags.
+        "❤\ufe0f| |1\ufe0f\u20e3| |👩\u200d👩\u200d👧| |👍🏽|👍🏽| |👩🏽\u200d🚀|🙂| |🇫🇷|🇩🇪|🇫| |🏴\U000e0067\U000e007f| |❤\ufe0f\u200d🔥|©",
         # Words that no spaces part: every character with its marks.
         "北|京|か\u3099| |서|울| |ก|รุ|ง|เ|ท|พ| |ភ្|នំ| |မြ|န်|မာ| |ລ|າ|ວ",
         # What has nothing before it that it could belong to.
