@@ -61,8 +61,7 @@ class Counting:
     """What to do with bad records, as `data.bad_rows` says: raise ExamplesError, or count them and keep the first reasons."""
 
     def __init__(self, config: ExamplesConfig):
-        self._stop = config.bad_rows == "stop"
-        self.stops: bool = self._stop
+        self.stops: bool = config.bad_rows == "stop"
         """Whether the first one raises."""
         self.count: int = 0
         """Records that were left out."""
@@ -70,7 +69,7 @@ class Counting:
         """Place and reason of the first few."""
 
     def __call__(self, place: str, reason: str) -> None:
-        if self._stop:
+        if self.stops:
             raise ExamplesError(f"{place}: {reason} (--data.bad-rows skip leaves such rows out and counts them)")
         self.count += 1
         if len(self.first) < 3:
