@@ -89,6 +89,8 @@ def _pretrain(config: Config, workdir: Path, started: float) -> PretrainResult:
     seconds = time.monotonic() - started
     baselines = finished.report(run.heldout(run.phases[-1], whole_batches=True), seconds)
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {seconds:.0f} s")
+    # No process returns before the folder has all that it promises.
+    barrier("jaxbert_written")
     return PretrainResult(workdir, outcome.step, True, outcome.evaluation or {}, baselines)
 
 

