@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from jaxbert.model.dropout import mix, row_words, threshold
 
 _LOG2_E = math.log2(math.e)
+Ref = Any
+"""An array in the GPU's memory, or the block of it that the program has."""
 
 
 class Blocks(NamedTuple):
@@ -51,9 +53,21 @@ def _row_words(
 
 
 def forward(
-    query_ref, key_ref, value_ref, query_ids_ref, key_ids_ref, visited_ref, rows_ref, words_ref, output_ref, log_sums_ref,
-    *, blocks: Blocks, rate: float,
-):  # fmt: skip
+    query_ref: Ref,
+    key_ref: Ref,
+    value_ref: Ref,
+    query_ids_ref: Ref,
+    key_ids_ref: Ref,
+    visited_ref: Ref,
+    rows_ref: Ref,
+    words_ref: Ref,
+    output_ref: Ref,
+    log_sums_ref: Ref,
+    *,
+    blocks: Blocks,
+    rate: float,
+) -> None:
+    """Outputs of some queries, and the base-2 logarithm of each one's sum of exponentials, in one pass over the keys that they see."""
     query, query_ids = query_ref[...], query_ids_ref[...]
     scale = _LOG2_E / math.sqrt(query.shape[-1])
     rows = _row_words(rows_ref, words_ref, pl.program_id(0) * blocks.queries, blocks.queries, rate)
@@ -94,9 +108,24 @@ def _weights(query, key, query_ids, key_ids, log_sums) -> Float[Array, "Q K"]:
 
 
 def query_gradient(
-    query_ref, key_ref, value_ref, gradient_ref, output_ref, log_sums_ref, query_ids_ref, key_ids_ref, visited_ref, rows_ref,
-    words_ref, query_gradient_ref, means_ref, *, blocks: Blocks, rate: float,
-):  # fmt: skip
+    query_ref: Ref,
+    key_ref: Ref,
+    value_ref: Ref,
+    gradient_ref: Ref,
+    output_ref: Ref,
+    log_sums_ref: Ref,
+    query_ids_ref: Ref,
+    key_ids_ref: Ref,
+    visited_ref: Ref,
+    rows_ref: Ref,
+    words_ref: Ref,
+    query_gradient_ref: Ref,
+    means_ref: Ref,
+    *,
+    blocks: Blocks,
+    rate: float,
+) -> None:
+    """Gradients of some queries, over the keys that they see, and the mean that softmax's backward pass subtracts for each."""
     query, query_ids, gradient = query_ref[...], query_ids_ref[...], gradient_ref[...]
     log_sums = log_sums_ref[...]
     # What softmax's backward pass subtracts: the sum over keys of weight x its gradient is that of output x its gradient.
@@ -120,9 +149,24 @@ def query_gradient(
 
 
 def key_gradient(
-    query_ref, key_ref, value_ref, gradient_ref, log_sums_ref, means_ref, query_ids_ref, key_ids_ref, visited_ref, rows_ref,
-    words_ref, key_gradient_ref, value_gradient_ref, *, blocks: Blocks, rate: float,
-):  # fmt: skip
+    query_ref: Ref,
+    key_ref: Ref,
+    value_ref: Ref,
+    gradient_ref: Ref,
+    log_sums_ref: Ref,
+    means_ref: Ref,
+    query_ids_ref: Ref,
+    key_ids_ref: Ref,
+    visited_ref: Ref,
+    rows_ref: Ref,
+    words_ref: Ref,
+    key_gradient_ref: Ref,
+    value_gradient_ref: Ref,
+    *,
+    blocks: Blocks,
+    rate: float,
+) -> None:
+    """Gradients of some keys and of their values, over the queries that see them."""
     key, value, key_ids = key_ref[...], value_ref[...], key_ids_ref[...]
     first_key = pl.program_id(0) * blocks.keys
 
