@@ -254,7 +254,7 @@ def main() -> None:
     measurements = []
     for case in chosen_cases(options, on_gpu):
         measurements += measure(case, options)
-        # A machine that is lent may go before the last case is measured.
+        # Each takes minutes: what was measured is there, whatever ends the next.
         show(measurements, options.json)
 
 

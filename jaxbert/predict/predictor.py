@@ -64,12 +64,9 @@ class Predictor:
         self._source, self._config, self._embedder = loaded.source, loaded.config, loaded.embedder
         self._heads, self._loaded = loaded.groups, loaded
         positions = loaded.config.max_position_embeddings
-        chosen = positions if max_length is None else max_length
-        of_embedder = None if loaded.embedder is None else loaded.embedder.max_length
-        for own in (of_embedder, loaded.extra.get(LENGTH)) if max_length is None else ():
-            if own is not None:
-                chosen = min(own, positions) if _is_whole(own) else own
-                break
+        own = None if loaded.embedder is None else loaded.embedder.max_length
+        own = loaded.extra.get(LENGTH, positions) if own is None else own
+        chosen = max_length if max_length is not None else min(own, positions) if _is_whole(own) else own
         if not _is_whole(chosen) or not 3 <= chosen <= positions:
             raise PredictError(f"max_length {chosen}: the model reads 3 to {positions} tokens")
         if tokens_per_batch is not None and not (_is_whole(tokens_per_batch) and tokens_per_batch >= 1):
