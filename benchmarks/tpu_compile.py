@@ -60,8 +60,7 @@ def batch_shapes(phase: Phase, sharding: jax.sharding.NamedSharding) -> dict[str
 def compile_step(config: Config, phase: Phase, mesh_config: MeshConfig, devices: list) -> jax.stages.Compiled:
     """The step of `train.py` for these devices, which need not exist."""
     mesh = make_mesh(mesh_config, devices)
-    # "auto" asks jax where it runs, which is this CPU.
-    model = dataclasses.replace(config.model, vocab_size=VOCABULARY, dtype="bfloat16")
+    model = dataclasses.replace(config.model, vocab_size=VOCABULARY)
     task, steps = PretrainingTask(model, config.train.alpha), config.train.num_steps
     optimizer = make_optimizer(config.optimizer, steps, jax.eval_shape(task.init, jax.random.key(0)))
     state = abstract_state(task, optimizer, mesh)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxbert.config import UserError
-from jaxbert.model import gpu_flash
+from jaxbert.model import gpu_flash, layout
 from jaxbert.model.dropout import dropout, key_words
 from jaxbert.model.layout import mesh_axes
 
@@ -88,7 +88,7 @@ def same_sequence(
 
 
 def _check(backend: Backend, query: Float[Array, "B Q N H"], dropout_rate: float, some_queries: bool) -> None:
-    platform = jax.default_backend()
+    platform = layout.platform()
     if some_queries and backend not in TAKES_SOME_QUERIES:
         raise AttentionError(
             f"attention backend {backend!r} needs a query for every token: leave out query_ids or use one of "

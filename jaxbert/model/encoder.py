@@ -28,14 +28,15 @@ from jaxtyping import Array, Float, Int
 
 from jaxbert.config import ModelConfig
 from jaxbert.model.attention import TAKES_SOME_QUERIES, attend
+from jaxbert.model.dense import Dense
 from jaxbert.model.dropout import dropout
-from jaxbert.model.layout import constrain, is_split
+from jaxbert.model.layout import constrain, is_split, platform
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """The type of the activations; "auto" is bfloat16 on GPU and TPU, and float32 on CPUs, where bfloat16 is slow."""
+    """The type of the activations; "auto" is bfloat16 on GPU and TPU, and float32 on CPUs, most of which have no bfloat16."""
     if config.dtype == "auto":
-        return jnp.dtype(jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32)
+        return jnp.dtype(jnp.bfloat16 if platform() in ("gpu", "tpu") else jnp.float32)
     return jnp.dtype(config.dtype)
 
 
@@ -63,22 +64,6 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     # bfloat16 has too few digits for 1 + erf.
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * np.float32(math.sqrt(0.5))))).astype(x.dtype)
-
-
-def flat_dot_general(
-    x: Float[Array, "..."], kernel: Float[Array, "..."], dimension_numbers: Any, precision: Any = None, **options: Any
-) -> Float[Array, "..."]:
-    """`lax.dot_general` of the last axes of `x` with the first axes of `kernel`, as one product of two matrices.
-
-    XLA's CPU backend copies the operands of a product over several axes into this form, and does so again in the backward pass.
-    """
-    ((x_axes, kernel_axes), _) = dimension_numbers
-    count = len(x_axes)
-    assert tuple(kernel_axes) == tuple(range(count)), dimension_numbers
-    size = math.prod(kernel.shape[:count])
-    rows = x.reshape(-1, size)
-    flat = jax.lax.dot_general(rows, kernel.reshape(size, -1), (((1,), (0,)), ((), ())), precision, **options)
-    return flat.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
 
 
 class Dropout(nn.Module):
@@ -141,7 +126,7 @@ class Embeddings(nn.Module):
         self.layer_norm: nn.LayerNorm = layer_norm(config, "layer_norm")
         self.dropout: Dropout = Dropout(config.hidden_dropout)
         if width != config.hidden_size:
-            self.projection: nn.Dense = nn.Dense(
+            self.projection: Dense = Dense(
                 config.hidden_size,
                 dtype=compute_dtype(config),
                 kernel_init=initial(config, None, "embed"),
@@ -182,12 +167,11 @@ class SelfAttention(nn.Module):
 
         def projection(name: str, inputs: Float[Array, "B _ D"]) -> Float[Array, "B _ N H"]:
             features = (config.num_heads, config.head_size)
-            dense = nn.DenseGeneral(
+            dense = Dense(
                 features,
                 dtype=compute_dtype(config),
                 kernel_init=initial(config, "embed", "heads", "kv"),
                 bias_init=zeros("heads", "kv"),
-                dot_general=flat_dot_general,
                 name=name,
             )
             return constrain(dense(inputs), ("batch", "length", "heads", "kv"))
@@ -212,13 +196,12 @@ class SelfAttention(nn.Module):
         )
         if positions_BxQ is not None and not some_queries:
             context_BxQxNxH = jnp.take_along_axis(context_BxQxNxH, positions_BxQ[:, :, None, None], axis=1)
-        output_BxQxD = nn.DenseGeneral(
+        output_BxQxD = Dense(
             config.hidden_size,
-            axis=(-2, -1),
+            input_axes=2,
             dtype=compute_dtype(config),
             kernel_init=initial(config, "heads", "kv", "embed"),
             bias_init=zeros("embed"),
-            dot_general=flat_dot_general,
             name="output",
         )(context_BxQxNxH)
         output_BxQxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxQxD), deterministic)
@@ -233,21 +216,19 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
         config, dtype = self.config, compute_dtype(self.config)
-        hidden_BxLxF = nn.Dense(
+        hidden_BxLxF = Dense(
             config.intermediate_size,
             dtype=dtype,
             kernel_init=initial(config, "embed", "mlp"),
             bias_init=zeros("mlp"),
-            dot_general=flat_dot_general,
             name="intermediate",
         )(x_BxLxD)
         hidden_BxLxF = constrain(activation(config.activation)(hidden_BxLxF), ("batch", "length", "mlp"))
-        output_BxLxD = nn.Dense(
+        output_BxLxD = Dense(
             config.hidden_size,
             dtype=dtype,
             kernel_init=initial(config, "mlp", "embed"),
             bias_init=zeros("embed"),
-            dot_general=flat_dot_general,
             name="output",
         )(hidden_BxLxF)
         output_BxLxD = Dropout(config.hidden_dropout)(constrain_hidden(output_BxLxD), deterministic)
@@ -284,7 +265,7 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, first_BxSxD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        dense = nn.Dense(
+        dense = Dense(
             self.config.hidden_size,
             dtype=compute_dtype(self.config),
             kernel_init=initial(self.config, "embed", None),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxbert.config import ModelConfig
-from jaxbert.model.encoder import Dropout, activation, compute_dtype, flat_dot_general, gelu, initial, layer_norm, zeros
+from jaxbert.model.dense import Dense, wide_dot
+from jaxbert.model.encoder import Dropout, activation, compute_dtype, gelu, initial, layer_norm, zeros
 from jaxbert.model.layout import constrain
 
 # Finite, so that sums with it stay finite; exp(it - any logit) is 0 in float32.
@@ -32,12 +33,11 @@ class MlmHead(nn.Module):
             decoder_init = initial(config, "vocab", "embed")
             table_VxE = nn.Embed(*table_VxE.shape, embedding_init=decoder_init, name="decoder").embedding
         # What the decoder reads has the width of the embeddings.
-        x_BxPxE = nn.Dense(
+        x_BxPxE = Dense(
             config.embedding_width,
             dtype=dtype,
             kernel_init=initial(config, "embed", None),
             bias_init=zeros("embed"),
-            dot_general=flat_dot_general,
             name="dense",
         )(hidden_BxPxD)
         x_BxPxE = layer_norm(config, "layer_norm")(activation(config.mlm_activation or config.activation)(x_BxPxE))
@@ -52,14 +52,8 @@ class MlmHead(nn.Module):
         return constrain(logits_BxPxV + bias_V[None, None, :], ("batch", "predictions", "vocab"))
 
 
-def _product(left: Array, right: Array, left_axis: int, right_axis: int) -> Float[Array, "M N"]:
-    """Left and right with these axes contracted, in float32."""
-    dimensions = (((left_axis,), (right_axis,)), ((), ()))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
-
-
 def _logits(x_RxE: Float[Array, "R E"], table_VxE: Float[Array, "V E"]) -> Float[Array, "R V"]:
-    return _product(x_RxE, table_VxE.astype(x_RxE.dtype), 1, 1)
+    return wide_dot(x_RxE, table_VxE.astype(x_RxE.dtype), 1, 1)
 
 
 @jax.custom_vjp
@@ -79,9 +73,9 @@ def _narrow_logits_forward(x_RxE, table_VxE):
 def _narrow_logits_backward(saved, gradient_RxV):
     x_RxE, table_VxE = saved
     gradient_RxV = gradient_RxV.astype(x_RxE.dtype)
-    x_gradient = _product(gradient_RxV, table_VxE.astype(x_RxE.dtype), 1, 0)
+    x_gradient = wide_dot(gradient_RxV, table_VxE.astype(x_RxE.dtype), 1, 0)
     # The table's comes in the compute type, as that of any kernel: so devices exchange half the bytes.
-    table_gradient = _product(gradient_RxV, x_RxE, 0, 0).astype(x_RxE.dtype)
+    table_gradient = wide_dot(gradient_RxV, x_RxE, 0, 0).astype(x_RxE.dtype)
     return x_gradient.astype(x_RxE.dtype), table_gradient.astype(table_VxE.dtype)
 
 
@@ -138,7 +132,7 @@ class SequenceHead(nn.Module):
         drop = Dropout(self.config.hidden_dropout if self.dropout is None else self.dropout)
         if self.hidden_layer is not None:
             # DistilBERT alone has no dropout here, which at prediction is the same.
-            hidden = nn.Dense(
+            hidden = Dense(
                 self.config.hidden_size,
                 dtype=compute_dtype(self.config),
                 kernel_init=initial(self.config, "embed", None),
@@ -179,8 +173,8 @@ CLASSIFIER = "dense"
 """The name of the last layer of every classifier, with an output for each label."""
 
 
-def _classifier(config: ModelConfig, num_labels: int) -> nn.Dense:
-    return nn.Dense(
+def _classifier(config: ModelConfig, num_labels: int) -> Dense:
+    return Dense(
         num_labels,
         dtype=jnp.float32,
         kernel_init=initial(config, "embed", None),

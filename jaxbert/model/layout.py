@@ -1,7 +1,8 @@
 """Where activations lie on the mesh: modules name the axes, and whoever traces them gives the rules that place the names.
 
-`flax.linen.logical_axis_rules` cannot serve here: under its rules a boxed parameter is constrained whenever it is unboxed, and
-DenseGeneral unboxes its kernel flattened, with the axes of the kernel as it will be.
+`flax.linen.logical_axis_rules` cannot serve here: under its rules every boxed parameter is constrained when it is unboxed, whether or not
+constraints are wanted; and flax's DenseGeneral, which modules of users may have, unboxes its kernel flattened, with the axes of the
+kernel as it will be.
 """
 
 import contextlib
@@ -19,17 +20,30 @@ _RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("axis_rules", def
 
 
 _CONSTRAINING: contextvars.ContextVar[bool] = contextvars.ContextVar("constraining", default=True)
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def axis_rules(rules: Rules, *, constraining: bool = True) -> Iterator[None]:
-    """Within: `constrain` (unless `constraining` is False) and `mesh_axes` go by these rules, on the mesh in jax's context."""
-    rules_token, constraining_token = _RULES.set(rules), _CONSTRAINING.set(constraining)
+def axis_rules(rules: Rules, *, constraining: bool = True, platform: str | None = None) -> Iterator[None]:
+    """Within: `constrain` (unless `constraining` is False) and `mesh_axes` go by these rules, on the mesh in jax's context.
+
+    platform: what the program is for ("cpu", "gpu", "tpu"), where that may be another machine than this one. None: jax's default.
+    """
+    tokens = [
+        (_RULES, _RULES.set(rules)),
+        (_CONSTRAINING, _CONSTRAINING.set(constraining)),
+        (_PLATFORM, _PLATFORM.set(platform)),
+    ]
     try:
         yield
     finally:
-        _RULES.reset(rules_token)
-        _CONSTRAINING.reset(constraining_token)
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+def platform() -> str:
+    """What the program that is being traced is for: "cpu", "gpu" or "tpu"."""
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:

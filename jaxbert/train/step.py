@@ -199,10 +199,15 @@ def _laid_out(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     # Over data alone, the batch's own layout says it all; constraints then only keep XLA from combining collectives, which took
     # a third of a small model's speed on two CPU devices.
     constraining = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    # Compiled for devices that are elsewhere, it is the program that they would compile.
+    platform = mesh.devices.flat[0].platform
 
     @functools.wraps(step, updated=())
     def traced(state: TrainState, batch: Batch) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), axis_rules(RULES, constraining=constraining):
+        with (
+            jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+            axis_rules(RULES, constraining=constraining, platform=platform),
+        ):
             return step(state, batch)
 
     return traced

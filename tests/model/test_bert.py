@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import jaxbert.model.attention
 import jaxbert.model.encoder
 from jaxbert.config import ModelConfig
 from jaxbert.model.bert import BertEncoder, BertForPreTraining
-from jaxbert.model.encoder import activation, flat_dot_general, layer_norm
+from jaxbert.model.encoder import activation, layer_norm
 from jaxbert.model.heads import MlmHead
 
 DRY = ModelConfig(
@@ -375,9 +376,10 @@ def test_in_bfloat16_no_product_reads_the_logits_gradient_in_float32():
         return jax.tree.map(np.asarray, read(hidden, table)), jax.jit(read).lower(hidden, table).as_text()
 
     (wide, _), (narrow, text) = gradients("float32"), gradients("bfloat16")
-    products = [line for line in text.splitlines() if "dot_general" in line and "6x128x" in line.split("->")[0]]
-    assert len(products) == 2
-    assert not any("6x128xf32" in line.split("->")[0] for line in products)
+    products = [line.split("->")[0] for line in text.splitlines() if "dot_general" in line]
+    # Some CPUs read it transposed.
+    types = [type for operands in products for type in re.findall(r"<(?:6x128|128x6)x(\w+)>", operands)]
+    assert types == ["bf16"] * 2
     for ours, reference in zip(narrow, wide, strict=True):
         assert ours.dtype == np.float32
         assert np.linalg.norm(ours - reference) < 2e-2 * np.linalg.norm(reference)
@@ -398,14 +400,3 @@ def test_gelu_is_exact_and_tanh_is_the_approximation():
     rounded = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in np.asarray(half, float)])
     assert activation("gelu")(half).dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(activation("gelu")(half), float), rounded, rtol=2**-8, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "kernel_shape", "axes"), [((2, 3, 4), (4, 5, 6), 1), ((2, 3, 4, 5), (4, 5, 6), 2), ((3, 4), (4, 5), 1)]
-)
-def test_flat_product_is_the_product_over_the_axes(x_shape, kernel_shape, axes):
-    generator = np.random.default_rng(0)
-    x, kernel = generator.normal(size=x_shape), generator.normal(size=kernel_shape)
-    numbers = ((tuple(range(len(x_shape) - axes, len(x_shape))), tuple(range(axes))), ((), ()))
-    out = flat_dot_general(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), numbers)
-    np.testing.assert_allclose(out, np.tensordot(x, kernel, axes), rtol=0, atol=1e-5)
