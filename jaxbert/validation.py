@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxbert.config import Config, ConfigError, Phase, TrackingConfig
+from jaxbert.config import Config, ConfigError, ModelConfig, Phase, TrackingConfig
 
 SHARES = """
     model.hidden_dropout model.attention_dropout data.heldout_share data.max_rejected_share data.random_next_share
@@ -76,20 +76,23 @@ def _model(c: Config) -> Iterator[str]:
     m = c.model
     if m.hidden_size % m.num_heads:
         yield f"model.num_heads ({m.num_heads}) does not divide model.hidden_size ({m.hidden_size})"
-    if m.attention_backend in ("xla", "cudnn", "tpu_flash") and m.attention_dropout > 0:
-        yield (
-            f'model.attention_backend "{m.attention_backend}" has no dropout: set model.attention_dropout '
-            f'({m.attention_dropout}) to 0, or use "explicit" or "gpu_flash"'
-        )
-    if m.attention_backend == "gpu_flash" and m.head_size not in GPU_FLASH_HEADS:
-        yield (
-            f'model.attention_backend "gpu_flash" takes heads of {", ".join(map(str, GPU_FLASH_HEADS))}, and model.hidden_size '
-            f'({m.hidden_size}) / model.num_heads ({m.num_heads}) is {m.head_size}: use "explicit"'
-        )
-    if m.attention_backend == "cudnn" and m.dtype == "float32":
-        yield 'model.attention_backend "cudnn" has no float32: set model.dtype to "bfloat16", or use "xla"'
+    yield from attention(m, "model.", "model.attention_dropout")
     if c.data.pairs != "none" and m.type_vocab_size < 2:
         yield f'data.pairs "{c.data.pairs}" needs a model.type_vocab_size ({m.type_vocab_size}) of at least 2'
+
+
+def attention(m: ModelConfig, prefix: str = "", dropout: str = "attention_dropout") -> Iterator[str]:
+    """What the attention backend cannot do. `prefix`, `dropout`: of the names of the fields that choose it, and of its dropout."""
+    chosen = f'{prefix}attention_backend "{m.attention_backend}"'
+    if m.attention_backend in ("xla", "cudnn", "tpu_flash") and m.attention_dropout > 0:
+        yield (f'{chosen} has no dropout: set {dropout} ({m.attention_dropout}) to 0, or use "explicit" or "gpu_flash"')
+    if m.attention_backend == "gpu_flash" and m.head_size not in GPU_FLASH_HEADS:
+        yield (
+            f"{chosen} takes heads of {', '.join(map(str, GPU_FLASH_HEADS))}, and {prefix}hidden_size ({m.hidden_size}) / "
+            f'{prefix}num_heads ({m.num_heads}) is {m.head_size}: use "explicit"'
+        )
+    if m.attention_backend == "cudnn" and m.dtype == "float32":
+        yield f'{chosen} has no float32: set {prefix}dtype to "bfloat16", or use "xla"'
 
 
 def _data(c: Config) -> Iterator[str]:

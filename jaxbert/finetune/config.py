@@ -7,6 +7,7 @@ from jaxbert.config import (
     CheckpointConfig,
     DistributedConfig,
     MeshConfig,
+    ModelConfig,
     OptimizerConfig,
     Pooling,
     TrackingConfig,
@@ -260,6 +261,11 @@ class FinetuneConfig:
     """Train the same encoder from random parameters first, and report both: what the pretraining of `model` is worth."""
     dropout: float | None = None
     """Dropout of the whole encoder and of the head, 0 to 1. None: as the model's configuration says."""
+    dtype: Literal["auto", "float32", "bfloat16"] = ModelConfig.dtype
+    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeons since 2023)."""
+    attention_backend: Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"] = ModelConfig.attention_backend
+    """Attention kernel, as in pretraining: "gpu_flash" (NVIDIA since Ampere) saves memory in long rows; "xla", "cudnn" and "tpu_flash" need
+    dropout 0. A backend that cannot serve raises."""
     task: TaskConfig = ClassificationConfig()
     """The task."""
     data: ExamplesConfig = ExamplesConfig()

@@ -16,6 +16,7 @@ from jaxbert.run_folder import Start
 from jaxbert.text.vocabulary import Vocabulary, VocabularyError, save_tokenizer, train_tokenizer
 from jaxbert.train.checkpoint_record import CHECKPOINTS, RECORDS, parse_record
 from jaxbert.train.processes import say
+from jaxbert.validation import attention
 from jaxbert.weights.load import load
 from jaxbert.weights.names import Family, WeightsError
 from jaxbert.weights.tokenizer import open_tokenizer
@@ -49,11 +50,14 @@ class Source:
     labels: tuple[str, ...]
     """Names of the outputs of its classifier; LABEL_0, ... where there are none."""
 
-    def with_dropout(self, config: FinetuneConfig) -> ModelConfig:
-        """The encoder's configuration, with the dropout that the run wants."""
-        if config.dropout is None:
-            return self.config
-        return dataclasses.replace(self.config, hidden_dropout=config.dropout, attention_dropout=config.dropout)
+    def configured(self, config: FinetuneConfig) -> ModelConfig:
+        """The encoder's configuration, computed as the run wants. Raises ConfigError where its attention cannot serve."""
+        model = dataclasses.replace(self.config, dtype=config.dtype, attention_backend=config.attention_backend)
+        if config.dropout is not None:
+            model = dataclasses.replace(model, hidden_dropout=config.dropout, attention_dropout=config.dropout)
+        if problems := list(attention(model, dropout="dropout")):
+            raise ConfigError("\n".join(problems))
+        return model
 
 
 def find_source(

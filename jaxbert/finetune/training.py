@@ -217,7 +217,7 @@ def check_measurable(config: FinetuneConfig, bound: BoundTask[Any, Any], example
 
 def encoder_of(config: FinetuneConfig, source: Source) -> Encoder:
     """What the task puts its head on."""
-    model = source.with_dropout(config)
+    model = source.configured(config)
     max_length = min(config.data.max_length, model.max_position_embeddings)
     return Encoder(model, source.family, source.tokenizer, max_length)
 

@@ -518,6 +518,40 @@ def test_a_text_that_would_be_the_same_twice_is_refused(
         training(config)
 
 
+def test_the_encoder_is_computed_as_is_asked_for(
+    finished: tuple[FinetuneConfig, FinetuneResult], tables: pathlib.Path, tmp_path: pathlib.Path
+):
+    config = small(tables, tmp_path / "run", dtype="bfloat16", attention_backend="xla", dropout=0.0)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=3))
+    assert finetune(config).dev["accuracy"] > 0.9
+    model = training(config).model_config
+    assert (model.dtype, model.attention_backend, model.hidden_dropout) == ("bfloat16", "xla", 0.0)
+    first, wide = (lines(one.workdir)[0]["loss"] for one in (config, finished[0]))
+    assert first != wide
+    # Weights are float32 whatever they are computed in.
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "run" / "model").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"attention_backend": "xla"},
+            r'^attention_backend "xla" has no dropout: set dropout \(0.1\) to 0, or use "exp',
+        ),
+        (
+            {"attention_backend": "cudnn", "dropout": 0.0, "dtype": "float32"},
+            '^attention_backend "cudnn" has no float32: set dt',
+        ),
+    ],
+)
+def test_attention_that_cannot_serve_is_refused(
+    tables: pathlib.Path, tmp_path: pathlib.Path, settings: dict[str, Any], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        training(small(tables, tmp_path / "run", **settings))
+
+
 @pytest.mark.parametrize(
     ("frozen", "anew", "message"),
     [
