@@ -11,6 +11,9 @@ from typing import Literal
 
 Pooling = Literal["cls", "mean", "max"]
 """How the vectors of tokens become the vector of a text."""
+ComputeType = Literal["auto", "float32", "bfloat16"]
+"""What activations are computed in. "auto": bfloat16 on GPU and TPU, float32 on CPU."""
+AttentionBackend = Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"]
 
 
 class UserError(ValueError):
@@ -58,7 +61,7 @@ class ModelConfig:
     """Added to the variance in every LayerNorm."""
     initializer_range: float = 0.02
     """Standard deviation of the truncated normal that initialises kernels and embeddings."""
-    attention_backend: Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"] = "explicit"
+    attention_backend: AttentionBackend = "explicit"
     """Attention kernel. "gpu_flash" (NVIDIA since Ampere) keeps no scores in memory and draws the dropout of "explicit"; "xla", "cudnn" and
     "tpu_flash" need attention_dropout 0. A backend that cannot serve raises."""
     scan_layers: bool = False
@@ -67,8 +70,8 @@ class ModelConfig:
     """Recompute each block's activations in the backward pass: less memory, about a third more compute."""
     pad_vocab_to: int = 128
     """The embedding table is padded inside the model to a multiple of this many rows; padding is never predicted."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeons since 2023)."""
+    dtype: ComputeType = "auto"
+    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeon Scalable since the 4th generation)."""
 
     @property
     def head_size(self) -> int:

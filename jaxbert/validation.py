@@ -6,9 +6,9 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from jaxbert.config import Config, ConfigError, ModelConfig, Phase, TrackingConfig
+from jaxbert.config import AttentionBackend, ComputeType, Config, ConfigError, ModelConfig, Phase, TrackingConfig
 
 SHARES = """
     model.hidden_dropout model.attention_dropout data.heldout_share data.max_rejected_share data.random_next_share
@@ -33,7 +33,7 @@ BELOW_ONE = "model.hidden_dropout model.attention_dropout data.heldout_share opt
 RESERVED_TOKENS = 104
 MIN_LENGTH = 8
 MIN_DOCUMENT_BYTES = 100
-# Tokens of a block of jax's flash attention on TPUs (model/attention.py).
+# Tokens of a block of jax's flash attention on TPUs: rows are a multiple of it.
 FLASH_BLOCK = 128
 # Widths of a head that the GPU's kernels take (model/gpu_flash.py).
 GPU_FLASH_HEADS = (16, 32, 64, 128)
@@ -76,9 +76,17 @@ def _model(c: Config) -> Iterator[str]:
     m = c.model
     if m.hidden_size % m.num_heads:
         yield f"model.num_heads ({m.num_heads}) does not divide model.hidden_size ({m.hidden_size})"
+    yield from not_one_of("model.dtype", m.dtype, ComputeType)
+    yield from not_one_of("model.attention_backend", m.attention_backend, AttentionBackend)
     yield from attention(m, "model.", "model.attention_dropout")
     if c.data.pairs != "none" and m.type_vocab_size < 2:
         yield f'data.pairs "{c.data.pairs}" needs a model.type_vocab_size ({m.type_vocab_size}) of at least 2'
+
+
+def not_one_of(name: str, value: Any, kind: Any) -> Iterator[str]:
+    """That a field has none of the values of its Literal. The command line checks that, and a file of Python does not."""
+    if value not in get_args(kind):
+        yield f"{name} is {value!r}: choose one of {', '.join(map(str, get_args(kind)))}"
 
 
 def attention(m: ModelConfig, prefix: str = "", dropout: str = "attention_dropout") -> Iterator[str]:

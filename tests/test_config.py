@@ -95,6 +95,11 @@ CONTRADICTIONS = [
     (model(layer_norm_epsilon=float("nan")), "model.layer_norm_epsilon is nan: it must be a number above 0"),
     (model(attention_backend="xla"), 'model.attention_backend "xla" has no dropout'),
     (
+        model(attention_backend="flash"),
+        "model.attention_backend is 'flash': choose one of explicit, xla, gpu_flash, cudnn, tpu_flash",
+    ),
+    (model(dtype="half"), "model.dtype is 'half': choose one of auto, float32, bfloat16"),
+    (
         model(attention_backend="gpu_flash", num_heads=16),
         'model.attention_backend "gpu_flash" takes heads of 16, 32, 64, 128, and model.hidden_size (768) / model.num_heads (16) is 48',
     ),

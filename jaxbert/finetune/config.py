@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxbert.config import (
     CheckpointConfig,
+    ComputeType,
     DistributedConfig,
     MeshConfig,
     ModelConfig,
@@ -217,6 +218,8 @@ class FinetuneTrainConfig:
     """The head starts anew, though the model was fine-tuned for the same labels before."""
 
 
+FinetuneAttention = Literal["explicit", "xla", "gpu_flash", "cudnn"]
+"""Backends that take rows of any length."""
 LoraTarget = Literal["query", "key", "value", "attention_output", "intermediate", "feed_forward_output"]
 
 
@@ -261,11 +264,11 @@ class FinetuneConfig:
     """Train the same encoder from random parameters first, and report both: what the pretraining of `model` is worth."""
     dropout: float | None = None
     """Dropout of the whole encoder and of the head, 0 to 1. None: as the model's configuration says."""
-    dtype: Literal["auto", "float32", "bfloat16"] = ModelConfig.dtype
-    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeons since 2023)."""
-    attention_backend: Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"] = ModelConfig.attention_backend
-    """Attention kernel, as in pretraining: "gpu_flash" (NVIDIA since Ampere) saves memory in long rows; "xla", "cudnn" and "tpu_flash" need
-    dropout 0. A backend that cannot serve raises."""
+    dtype: ComputeType = ModelConfig.dtype
+    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeon Scalable since the 4th generation)."""
+    attention_backend: FinetuneAttention = "explicit"
+    """Attention kernel, as in pretraining: "gpu_flash" (NVIDIA since Ampere) saves memory in long rows; "xla" and "cudnn" need dropout 0.
+    A backend that cannot serve raises."""
     task: TaskConfig = ClassificationConfig()
     """The task."""
     data: ExamplesConfig = ExamplesConfig()

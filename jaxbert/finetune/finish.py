@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jaxbert.finetune import lora, report
 from jaxbert.finetune.result import FinetuneResult, Untrained
 from jaxbert.finetune.training import Outcome, Training
+from jaxbert.model.encoder import compute_dtype
 from jaxbert.tasks.task import LENGTH, OF_A_TASK, TASK
 from jaxbert.text.vocabulary import Vocabulary
 from jaxbert.train.processes import barrier, say
@@ -71,6 +72,7 @@ def _facts(run: Training, outcome: Outcome, seconds: float) -> dict[str, str]:
         "batch": f"{run.config.train.batch_size} sequences in rows of {run.layout.row_length} tokens",
         "peak learning rate": f"{run.config.optimizer.peak_learning_rate:g}",
         "seed": f"{run.config.seed}",
+        "computed in": f"{compute_dtype(run.model_config).name}, attention {run.model_config.attention_backend}",
         **({"low-rank adapters": _adapters(run)} if run.adapted else {}),
         "time of this start": f"{seconds:.0f} s",
     }

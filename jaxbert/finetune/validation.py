@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator
 from typing import get_args
 
-from jaxbert.config import ConfigError
+from jaxbert.config import ComputeType, ConfigError, ModelConfig
 from jaxbert.data.records import read_once
 from jaxbert.finetune.config import (
     ChoiceConfig,
     ClassificationConfig,
+    FinetuneAttention,
     FinetuneConfig,
     LoraConfig,
     LoraTarget,
@@ -16,7 +17,7 @@ from jaxbert.finetune.config import (
     SpanConfig,
     TaggingConfig,
 )
-from jaxbert.validation import trackers
+from jaxbert.validation import attention, not_one_of, trackers
 
 
 def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
@@ -24,7 +25,7 @@ def validate(config: FinetuneConfig, num_devices: int | None = None) -> None:
 
     `num_devices`: all devices of the run, over all processes; None leaves the checks against the mesh out.
     """
-    problems = [*_ranges(config), *_task(config), *_lora(config), *trackers(config.tracking)]
+    problems = [*_ranges(config), *_encoder(config), *_task(config), *_lora(config), *trackers(config.tracking)]
     if num_devices is not None:
         problems += _mesh(config, num_devices)
     if problems:
@@ -96,6 +97,14 @@ def _ranges(c: FinetuneConfig) -> Iterator[str]:
         yield f"data.max_length is {c.data.max_length}: a sequence needs at least 8 tokens"
     if len(set(c.data.columns)) != len(c.data.columns):
         yield "data.columns names a column twice"
+
+
+def _encoder(c: FinetuneConfig) -> Iterator[str]:
+    yield from not_one_of("dtype", c.dtype, ComputeType)
+    yield from not_one_of("attention_backend", c.attention_backend, FinetuneAttention)
+    # Of the model nothing is known yet; its own dropout is looked at with it.
+    known = ModelConfig(dtype=c.dtype, attention_backend=c.attention_backend, attention_dropout=c.dropout or 0.0)
+    yield from attention(known, dropout="dropout")
 
 
 def _task(c: FinetuneConfig) -> Iterator[str]:

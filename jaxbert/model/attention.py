@@ -8,7 +8,6 @@ A backend that was asked for and cannot serve raises `AttentionError`; none ever
 
 import functools
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +16,15 @@ from jax.experimental.pallas.ops.tpu import flash_attention as tpu_flash
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxbert.config import UserError
+from jaxbert.config import AttentionBackend, UserError
 from jaxbert.model import gpu_flash, layout
 from jaxbert.model.dropout import dropout, key_words
 from jaxbert.model.layout import mesh_axes
+from jaxbert.validation import FLASH_BLOCK
 
-Backend = Literal["explicit", "xla", "gpu_flash", "cudnn", "tpu_flash"]
-TAKES_SOME_QUERIES: tuple[Backend, ...] = ("explicit", "xla", "gpu_flash")
+TAKES_SOME_QUERIES: tuple[AttentionBackend, ...] = ("explicit", "xla", "gpu_flash")
 """Backends that can be asked about some of the tokens only; the other kernels want as many queries as keys."""
-HAS_DROPOUT: tuple[Backend, ...] = ("explicit", "gpu_flash")
+HAS_DROPOUT: tuple[AttentionBackend, ...] = ("explicit", "gpu_flash")
 """Backends that can drop attention probabilities, and draw the same ones from the same key."""
 
 
@@ -40,7 +39,7 @@ def attend(
     sequence_ids_BxL: Int[Array, "B L"],
     query_ids_BxQ: Int[Array, "B Q"] | None = None,
     *,
-    backend: Backend = "explicit",
+    backend: AttentionBackend = "explicit",
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     one_sequence: bool = False,
@@ -87,7 +86,7 @@ def same_sequence(
     return same_BxQxL & (sequence_ids_BxL != 0)[:, None, :]
 
 
-def _check(backend: Backend, query: Float[Array, "B Q N H"], dropout_rate: float, some_queries: bool) -> None:
+def _check(backend: AttentionBackend, query: Float[Array, "B Q N H"], dropout_rate: float, some_queries: bool) -> None:
     platform = layout.platform()
     if some_queries and backend not in TAKES_SOME_QUERIES:
         raise AttentionError(
@@ -162,7 +161,7 @@ def _gpu_flash(query, key, value, query_ids_BxQ, key_ids_BxL, dropout_rate, drop
     return jax.shard_map(kernel, in_specs=in_specs, out_specs=tokens, check_vma=False)(*arrays)
 
 
-def _check_divides(backend: Backend, query: Float[Array, "B Q N H"], axes: PartitionSpec) -> None:
+def _check_divides(backend: AttentionBackend, query: Float[Array, "B Q N H"], axes: PartitionSpec) -> None:
     """The partitioner pads what it splits; a kernel that each device runs on its own part cannot."""
     for size, name, what in zip(query.shape, axes, ("rows", "queries", "heads", "widths"), strict=False):
         names = (name,) if isinstance(name, str) else tuple(name or ())
@@ -176,8 +175,10 @@ def _check_divides(backend: Backend, query: Float[Array, "B Q N H"], axes: Parti
 
 def _tpu_flash(query, key, value, sequence_ids_BxL):
     length = query.shape[1]
-    if length % 128:
-        raise AttentionError(f"attention backend 'tpu_flash' needs rows of a multiple of 128 tokens, and got {length}")
+    if length % FLASH_BLOCK:
+        raise AttentionError(
+            f"attention backend 'tpu_flash' needs rows of a multiple of {FLASH_BLOCK} tokens, and got {length}"
+        )
     scale = query.shape[-1] ** -0.5
 
     def kernel(query_BxLxNxH, key_BxLxNxH, value_BxLxNxH, ids_BxL):

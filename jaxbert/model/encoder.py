@@ -176,8 +176,10 @@ class SelfAttention(nn.Module):
             )
             return constrain(dense(inputs), ("batch", "length", "heads", "kv"))
 
+        # Parameters are made with a token or two, on whatever machine, and do not depend on the kernel.
+        backend = "explicit" if self.is_initializing() else config.attention_backend
         # Kernels that want a query for every token get them, and the rest is left out behind them.
-        some_queries = positions_BxQ is not None and config.attention_backend in TAKES_SOME_QUERIES
+        some_queries = positions_BxQ is not None and backend in TAKES_SOME_QUERIES
         residual_BxQxD, query_ids_BxQ = x_BxLxD, None
         if positions_BxQ is not None:
             residual_BxQxD = at_positions(x_BxLxD, positions_BxQ)
@@ -189,7 +191,7 @@ class SelfAttention(nn.Module):
             projection("value", x_BxLxD),
             sequence_ids_BxL,
             query_ids_BxQ if some_queries else None,
-            backend=config.attention_backend,
+            backend=backend,
             dropout_rate=config.attention_dropout,
             dropout_key=self.make_rng("dropout") if dropping else None,
             one_sequence=one_sequence,

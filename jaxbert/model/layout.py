@@ -42,7 +42,7 @@ def axis_rules(rules: Rules, *, constraining: bool = True, platform: str | None 
 
 
 def platform() -> str:
-    """What the program that is being traced is for: "cpu", "gpu" or "tpu"."""
+    """What the program that is being traced is for, as `axis_rules` says: "cpu", "gpu" or "tpu". Without that: jax's default."""
     return _PLATFORM.get() or jax.default_backend()
 
 

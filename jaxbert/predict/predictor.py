@@ -4,6 +4,7 @@ Whatever the number and the lengths of the texts, they go through the model in a
 are compiled, and in rows that several texts share, so that little is computed for nothing.
 """
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -15,7 +16,7 @@ from flax import traverse_util
 from jaxtyping import Float
 from tokenizers import Encoding
 
-from jaxbert.config import Pooling
+from jaxbert.config import ComputeType, Pooling
 from jaxbert.predict import programs
 from jaxbert.predict.batches import Item
 from jaxbert.predict.finetuned import Cut, FinetunedModel
@@ -42,6 +43,7 @@ class Predictor:
         as it was fine-tuned with, or as there are positions.
       long_texts: "truncate" cuts longer ones, with a warning; "window" reads them in windows that overlap by a quarter.
       tokens_per_batch: tokens in the largest batches. None: 2,048 on CPUs, else 32,768 for each device.
+      dtype: compute type. None: that of `loaded.config`, which is "auto" unless it was replaced.
 
     All devices of this process share the batches. Raises PredictError where the model cannot serve.
     """
@@ -54,11 +56,16 @@ class Predictor:
         max_length: int | None = None,
         long_texts: LongTexts = "truncate",
         tokens_per_batch: int | None = None,
+        dtype: ComputeType | None = None,
     ):
         if task is not None and not (isinstance(task, str) and task in HEADS):
             raise PredictError(f"there is no task {task!r}: there are {', '.join(HEADS)}")
         if long_texts not in get_args(LongTexts):
             raise PredictError(f"long_texts is {long_texts!r}: choose one of {', '.join(get_args(LongTexts))}")
+        if dtype is not None:
+            if dtype not in get_args(ComputeType):
+                raise PredictError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(ComputeType))}")
+            loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, dtype=dtype))
         if loaded.tokenizer is None:
             raise PredictError(f"{loaded.source}: came without a tokenizer: put its files beside the weights")
         self._source, self._config, self._embedder = loaded.source, loaded.config, loaded.embedder

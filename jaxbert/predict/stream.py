@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TextIO
 
-from jaxbert.config import Pooling
+from jaxbert.config import ComputeType, Pooling
 from jaxbert.predict.predictor import Predictor
 from jaxbert.predict.tasks import CUT, Task, default_task
 from jaxbert.predict.texts import LongTexts, PredictError, TextError
@@ -52,6 +52,8 @@ class PredictOptions:
     """Tokens of the longest text that is read whole. None: as many as it was fine-tuned with, or as the model reads."""
     long_texts: LongTexts = "truncate"
     """What becomes of longer ones: truncate, or window (read in windows that overlap; of a pair, the window where they meet)."""
+    dtype: ComputeType = "auto"
+    """Compute type. "auto": bfloat16 on GPU and TPU, float32 on CPU, where bfloat16 is faster if it has AMX (Intel's Xeon Scalable since the 4th generation)."""
     prompt: str | None = None
     """embed: what is put before every text ("query: "). None: what the model's folder says, else nothing."""
     bad_lines: Literal["stop", "report"] = "stop"
@@ -69,7 +71,9 @@ def predict(options: PredictOptions) -> int:
     if options.task is None:
         options = dataclasses.replace(options, task=default_task(loaded))
         _check(options)
-    predictor = loaded.predictor(options.task, max_length=options.max_length, long_texts=options.long_texts)
+    predictor = loaded.predictor(
+        options.task, max_length=options.max_length, long_texts=options.long_texts, dtype=options.dtype
+    )
     if options.tags is not None and not are_of_entities(predictor.labels):
         raise PredictError(
             "--tags is for models of entities, and each word has a tag of its own in this one: leave it out"

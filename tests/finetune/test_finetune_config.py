@@ -60,6 +60,12 @@ WRONG = [
     ("data.max_length", 7, "a sequence needs at least 8 tokens"),
     ("data.max_train_examples", 0, "data.max_train_examples is 0"),
     ("dropout", -0.1, "dropout is -0.1"),
+    ("dtype", "float16", "dtype is 'float16': choose one of auto, float32, bfloat16"),
+    (
+        "attention_backend",
+        "tpu_flash",
+        "attention_backend is 'tpu_flash': choose one of explicit, xla, gpu_flash, cudnn",
+    ),
     ("seed", -1, "seed is -1"),
     ("seeds", 0, "seeds is 0: it must be a number above 0"),
     ("workdir", "", "workdir is empty"),
@@ -97,6 +103,14 @@ WRONG = [
 def test_each_contradiction_is_named(path: str, value, message: str):
     with pytest.raises(ConfigError, match=message):
         validate(change(path, value), 8)
+
+
+def test_attention_without_dropout_is_refused_before_anything_is_read():
+    with pytest.raises(ConfigError, match=r'^attention_backend "xla" has no dropout: set dropout \(0.2\) to 0'):
+        validate(dataclasses.replace(BASE, attention_backend="xla", dropout=0.2))
+    validate(dataclasses.replace(BASE, attention_backend="xla"))
+    with pytest.raises(ConfigError, match=r'^attention_backend "cudnn" has no float32: set dtype to "bfloat16"'):
+        validate(dataclasses.replace(BASE, attention_backend="cudnn", dtype="float32"))
 
 
 def test_all_contradictions_are_named_at_once():

@@ -107,6 +107,16 @@ def test_embeddings_are_torchs_in_their_order(family: str, pooling: str, request
     np.testing.assert_allclose(scaled * np.linalg.norm(expected, axis=1)[:, None], expected, atol=1e-4)
 
 
+def test_the_type_that_is_computed_in_may_be_chosen(bert: pathlib.Path):
+    """Vectors stay float32, and are off by what bfloat16 rounds."""
+    wide, narrow = (
+        load(bert).predictor("embed", dtype=dtype).embed(SENTENCES[:20]) for dtype in ("float32", "bfloat16")
+    )
+    assert wide.dtype == narrow.dtype == np.float32
+    off = np.linalg.norm(narrow - wide, axis=1) / np.linalg.norm(wide, axis=1)
+    assert np.all((off > 1e-4) & (off < 3e-2)), off
+
+
 def test_a_text_does_not_depend_on_its_company(bert: pathlib.Path):
     predictor = load(bert).predictor("embed", tokens_per_batch=512)
     alone = np.stack([predictor.embed(text) for text in SENTENCES[:20]])
@@ -279,6 +289,7 @@ def test_what_cannot_be_served_is_said_in_one_line(bert: pathlib.Path, roberta: 
         (lambda: predictor.next_sentence(1, 2), "texts are a str or a list"),  # pyright: ignore
         (lambda: predictor.embed([("a", "b")]), "text 0 is a pair: embed takes texts"),  # pyright: ignore
         (lambda: load(bert).predictor(max_length="9"), "max_length 9: the model reads"),  # pyright: ignore
+        (lambda: load(bert).predictor(dtype="half"), "dtype is 'half': choose one of auto, float32, bfloat16$"),  # pyright: ignore
         (lambda: load(bert).predictor(tokens_per_batch=-5), "tokens_per_batch -5: at least 1"),
         (
             lambda: load(roberta).predictor("next-sentence"),

@@ -160,6 +160,13 @@ def test_a_prompt(model: pathlib.Path, tmp_path: pathlib.Path):
     np.testing.assert_allclose(answer["embedding"], load(model).predictor().embed("the dog a cat"), atol=1e-6)
 
 
+def test_a_compute_type(model: pathlib.Path, tmp_path: pathlib.Path):
+    [answer] = run(model, "embed", ["a cat"], tmp_path, dtype="bfloat16")
+    expected = load(model).predictor(dtype="bfloat16").embed("a cat")
+    np.testing.assert_allclose(answer["embedding"], expected, atol=1e-6)
+    assert not np.allclose(expected, load(model).predictor().embed("a cat"), atol=1e-6)
+
+
 def test_results_may_take_the_place_of_the_input(model: pathlib.Path, tmp_path: pathlib.Path):
     path = tmp_path / "texts"
     path.write_text("".join(f"{text}\n" for text in SENTENCES[:9]), encoding="utf8")

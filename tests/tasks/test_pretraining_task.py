@@ -120,3 +120,12 @@ def test_parameters_depend_on_the_key_and_carry_axis_names(params):
     again = nn.unbox(jax.jit(PretrainingTask(dataclasses.replace(MODEL)).init)(jax.random.key(1)))
     table, other = (tree["encoder"]["embeddings"]["word"]["embedding"] for tree in (params, again))
     assert np.abs(table - other).max() > 0.1
+
+
+def test_parameters_are_made_on_machines_that_have_not_the_kernel():
+    """They do not depend on it; nor could a kernel for blocks of tokens take the one that they are made with."""
+    key = jax.random.key(0)
+    explicit = PretrainingTask(MODEL).init(key)
+    for backend in ("tpu_flash", "gpu_flash", "cudnn"):
+        model = dataclasses.replace(MODEL, attention_backend=backend, attention_dropout=0.0)
+        jax.tree.map(np.testing.assert_array_equal, PretrainingTask(model).init(key), explicit)

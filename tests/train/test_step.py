@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxbert.config import MeshConfig, ModelConfig, OptimizerConfig
+from jaxbert.model import dense, layout
 from jaxbert.tasks.pretraining import PretrainingTask
 from jaxbert.train.optimizer import make_optimizer, make_schedule
 from jaxbert.train.sharding import make_mesh, path_name, put_batch, unbox
@@ -181,9 +182,16 @@ def test_scanned_layers_run_on_a_mesh():
     assert_close(params, alone_params, 1e-4)
 
 
-def test_microbatches_stay_on_their_devices():
+@pytest.fixture(params=["float32", "bfloat16"])
+def dry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """Without dropout; in bfloat16 as on a CPU that multiplies it natively."""
+    monkeypatch.setattr(dense, "multiplies_bfloat16", lambda: True)
+    return dataclasses.replace(DRY, dtype=request.param)
+
+
+def test_microbatches_stay_on_their_devices(dry):
     """Data parallel: gradients and sums are added up over devices, and nothing else moves."""
-    run = Run(DRY, (8, 1, 1), accumulation_steps=2)
+    run = Run(dry, (8, 1, 1), accumulation_steps=2)
     text = run.step.lower(run.state, put_batch(make_batch(), run.mesh)).compile().as_text()
     moves = set(
         re.findall(r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
@@ -191,12 +199,26 @@ def test_microbatches_stay_on_their_devices():
     assert moves == {"all-reduce"}
 
 
-def test_no_device_gets_the_hidden_states_of_the_whole_batch():
-    mesh, _, abstract, _, step = compiled(DRY, (2, 4, 1), 1, 40)
+def test_no_device_gets_the_hidden_states_of_the_whole_batch(dry):
+    mesh, _, abstract, _, step = compiled(dry, (2, 4, 1), 1, 40)
     batch = put_batch(make_batch(), mesh)
     text = step.lower(abstract, batch).compile().as_text()
     assert "f32[2,16,32]" in text, "rows of a device"
-    assert not re.findall(r".*f32\[16,16,32\].*", text)
+    assert not re.findall(r".*f(?:32|16)\[16,16,32\].*", text)
+
+
+def test_a_step_is_for_the_devices_of_its_mesh(monkeypatch: pytest.MonkeyPatch):
+    """Wherever it is compiled."""
+
+    def forward(*_):
+        raise LookupError(layout.platform())
+
+    mesh, task, abstract, shardings, step = compiled(DRY, (2, 1, 1), 1, 40)
+    monkeypatch.setattr(PretrainingTask, "forward", forward)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for traced in (step, make_eval_step(task, shardings, mesh)):
+        with pytest.raises(LookupError, match="cpu"):
+            traced.trace(abstract, make_batch(rows=18))
 
 
 def test_split_rows_takes_every_nth():
