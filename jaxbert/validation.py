@@ -35,7 +35,7 @@ MIN_LENGTH = 8
 MIN_DOCUMENT_BYTES = 100
 # Tokens of a block of jax's flash attention on TPUs: rows are a multiple of it.
 FLASH_BLOCK = 128
-# Widths of a head that the GPU's kernels take (model/gpu_flash.py).
+# Widths of a head that the GPU's kernels take (model/gpu_flash.py): powers of two, as Triton's blocks are.
 GPU_FLASH_HEADS = (16, 32, 64, 128)
 
 

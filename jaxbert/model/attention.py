@@ -20,7 +20,7 @@ from jaxbert.config import AttentionBackend, UserError
 from jaxbert.model import gpu_flash, layout
 from jaxbert.model.dropout import dropout, key_words
 from jaxbert.model.layout import mesh_axes
-from jaxbert.validation import FLASH_BLOCK
+from jaxbert.validation import FLASH_BLOCK, GPU_FLASH_HEADS
 
 TAKES_SOME_QUERIES: tuple[AttentionBackend, ...] = ("explicit", "xla", "gpu_flash")
 """Backends that can be asked about some of the tokens only; the other kernels want as many queries as keys."""
@@ -111,9 +111,9 @@ def _check(backend: AttentionBackend, query: Float[Array, "B Q N H"], dropout_ra
         raise AttentionError(
             f"attention backend 'gpu_flash' needs Pallas' Triton backend, which jax {jax.__version__} has no more: use 'explicit'"
         )
-    if backend == "gpu_flash" and query.shape[-1] not in gpu_flash.HEAD_SIZES:
+    if backend == "gpu_flash" and query.shape[-1] not in GPU_FLASH_HEADS:
         raise AttentionError(
-            f"attention backend 'gpu_flash' takes heads of {', '.join(map(str, gpu_flash.HEAD_SIZES))}, and these have {query.shape[-1]}: "
+            f"attention backend 'gpu_flash' takes heads of {', '.join(map(str, GPU_FLASH_HEADS))}, and these have {query.shape[-1]}: "
             "use 'explicit'"
         )
     if backend == "cudnn" and query.dtype not in (jnp.bfloat16, jnp.float16):

@@ -22,10 +22,6 @@ from jaxtyping import Array, Float, Int, UInt32
 from jaxbert.model import gpu_flash_kernels as kernels
 from jaxbert.model.gpu_flash_kernels import Blocks
 
-HEAD_SIZES = (16, 32, 64, 128)
-"""Widths of a head that the kernels take: powers of two, which Triton's blocks are."""
-
-
 # Of seven each the fastest, or within 2 % of it, on an H100 with heads of 64, in rows of 128 and of 512.
 _FORWARD = Blocks(64, 64, 4, 3)
 _QUERY_GRADIENT = Blocks(64, 32, 4, 3)

@@ -12,7 +12,6 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxbert.model import gpu_flash
 from jaxbert.model.attention import AttentionError, attend, same_sequence
 from jaxbert.model.layout import axis_rules
-from jaxbert.validation import GPU_FLASH_HEADS
 
 KEY = jax.random.key(3)
 
@@ -172,8 +171,3 @@ def test_all_may_be_dropped(on_gpu):
     arrays, ids, _ = made(1, 16, 1, 16)
     for backend in ("explicit", "gpu_flash"):
         assert not attend(*arrays, ids, backend=backend, dropout_rate=1.0, dropout_key=KEY).any()
-
-
-def test_validation_knows_the_heads():
-    """It may not import the kernels."""
-    assert GPU_FLASH_HEADS == gpu_flash.HEAD_SIZES
