@@ -525,7 +525,9 @@ def test_the_encoder_is_computed_as_is_asked_for(
     seen = set()
 
     def attend(query, *arrays, backend, **options):
-        seen.add((query.dtype.name, backend))
+        # Parameters are made with one token, whatever the backend.
+        if query.shape[1] > 1:
+            seen.add((query.dtype.name, backend))
         return attention.attend(query, *arrays, backend=backend, **options)
 
     monkeypatch.setattr(encoder, "attend", attend)
